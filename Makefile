@@ -1,0 +1,56 @@
+# `make demo` and `make test` set everything up by themselves; see README.md.
+PYTHON ?= python3.11
+BIN := .venv/bin
+CHECK_GL := import envs.gl; envs.gl.choose_backend()
+SHELL := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup test lint demo bench clean
+
+setup: .venv/.ready gl
+
+# torch first and by its exact version: CPU builds are found under it where an index offers them.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -qq torch==2.13.0
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Software OpenGL for rendering, from the system's packages, where it is missing and we may install it.
+.PHONY: gl
+gl: .venv/.ready
+	@$(BIN)/python -c "$(CHECK_GL)" || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq libegl1 libgl1-mesa-dri && $(BIN)/python -c "$(CHECK_GL)"; \
+	  else exit 1; fi; }
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The whole line on walker-walk. Every command goes on from what is there, so `make demo` may be killed and run again.
+DEMO := runs/demo
+OBS := $(BIN)/perceiver-obs
+demo: setup
+	$(OBS) collect --task walker-walk --render-quality fast --random-init --episodes 60 --max-steps 200 --out $(DEMO)/data
+	$(OBS) train-tokenizer --data $(DEMO)/data --out $(DEMO)/tokenizer --base-channels 16 --clip-length 1 \
+	  --steps 400 --learning-rate 1e-3 --max-minutes 2.5
+	$(OBS) train-predictor --data $(DEMO)/data --tokenizer $(DEMO)/tokenizer --out $(DEMO)/model --batch-size 12 \
+	  --clip-length 12 --num-latents 16 --num-latent-channels 64 --samples 5 --regression-weight 1 \
+	  --foreground-weight 1 --steps 500 --learning-rate 1e-3 --max-minutes 3
+	$(OBS) probe --model $(DEMO)/model --data $(DEMO)/data --out $(DEMO)/probe --max-episodes 40
+	$(OBS) train-policy --task walker-walk --render-quality fast --model $(DEMO)/model --out $(DEMO)/policy \
+	  --total-frames 5000 --eval-every 2500 --eval-episodes 2
+	$(OBS) evaluate --policy $(DEMO)/policy --episodes 2
+	$(OBS) report --out $(DEMO)
+	@echo "Look at $(DEMO)/report.html"
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streaming.py
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,22 @@
+"""Stable-Baselines3 policies on contexts: environments, features extractor, training and evaluation."""
+
+from agents.evaluate import EvaluateSettings, Evaluation, evaluate, load_policy
+from agents.features_extractor import PerceiverFeaturesExtractor
+from agents.fingerprint import WrongPerceiver
+from agents.policy_env import PolicyEnvSettings, make_policy_env
+from agents.train_policy import TrainPolicySettings, train_policy
+from agents.vec_context import VecPerceiverContext
+
+__all__ = [
+    "EvaluateSettings",
+    "Evaluation",
+    "PerceiverFeaturesExtractor",
+    "PolicyEnvSettings",
+    "TrainPolicySettings",
+    "VecPerceiverContext",
+    "WrongPerceiver",
+    "evaluate",
+    "load_policy",
+    "make_policy_env",
+    "train_policy",
+]

@@ -1,0 +1,93 @@
+"""SB3's algorithms by name, set up alike for contexts, states and pixels."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+EXPLORATION_NOISE = 0.1  # of the action range [-1, 1]; TD3 and DDPG do not explore by themselves
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """The class of an algorithm of stable_baselines3, or of sb3_contrib where that is installed.
+
+    Raises:
+        ValueError: there is none of this name that trains on plain observations.
+    """
+    known = {**_trainable(stable_baselines3), **_contrib()}
+    if name not in known:
+        raise ValueError(f"unknown algorithm {name!r}; available are {', '.join(sorted(known))}")
+    return known[name]
+
+
+def make_algorithm(
+    name: str,
+    venv: VecEnv,
+    *,
+    policy: str,
+    net_arch: list[int],
+    learning_rate: float,
+    batch_size: int,
+    off_policy: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
+    **common: Any,
+) -> BaseAlgorithm:
+    """An untrained algorithm.
+
+    Args:
+        name: as for `algorithm_class`.
+        venv: what it trains in.
+        policy: "MlpPolicy" or "CnnPolicy".
+        net_arch: widths of the hidden layers.
+        learning_rate: of all its optimisers.
+        batch_size: transitions a gradient step.
+        off_policy: arguments only for algorithms with a replay buffer.
+        hyperparameters: arguments of the user's, which win over all others.
+        common: arguments every algorithm takes, such as `seed` and `device`.
+
+    Raises:
+        ValueError: the name is unknown, or the algorithm does not take one of the hyperparameters.
+    """
+    cls = algorithm_class(name)
+    arguments: dict[str, Any] = {"learning_rate": learning_rate, **common}
+    if name != "A2C":
+        arguments["batch_size"] = batch_size
+    if issubclass(cls, OffPolicyAlgorithm):
+        # As many gradient steps as transitions collected, for any number of environments.
+        arguments |= {"train_freq": 1, "gradient_steps": -1, **off_policy}
+    if issubclass(cls, (TD3, DDPG)):
+        size = np.prod(venv.action_space.shape or (1,)).astype(int)
+        arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION_NOISE))
+    arguments |= hyperparameters
+    try:
+        return cls(policy, venv, policy_kwargs={"net_arch": net_arch}, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the hyperparameters {dict(hyperparameters)}: {error}") from error
+
+
+def _contrib() -> dict[str, type[BaseAlgorithm]]:
+    try:
+        return _trainable(importlib.import_module("sb3_contrib"))
+    except ModuleNotFoundError:
+        return {}
+
+
+def _trainable(module: Any) -> dict[str, type[BaseAlgorithm]]:
+    members = {name: getattr(module, name) for name in module.__all__}
+    return {
+        name: member
+        for name, member in members.items()
+        if isinstance(member, type)
+        and issubclass(member, BaseAlgorithm)
+        and "MlpPolicy" in member.policy_aliases
+        and name not in ("ARS", "MaskablePPO")  # no gradient, and masks that these tasks do not have
+    }

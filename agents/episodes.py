@@ -1,0 +1,22 @@
+"""Playing whole episodes with a policy."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+
+def play_episodes(
+    policy: BaseAlgorithm, venv: VecEnv, episodes: int, *, seed: int, deterministic: bool = True
+) -> tuple[list[float], list[int]]:
+    """Returns and lengths (agent steps) of `episodes` whole episodes, in order of their end.
+
+    Equal seeds give equal starts, shared out over the environments of `venv`.
+    """
+    venv.seed(seed)
+    result: Any = evaluate_policy(policy, venv, episodes, deterministic=deterministic, return_episode_rewards=True)
+    returns, lengths = cast(tuple[list[float], list[int]], result)
+    return [float(value) for value in returns], [int(value) for value in lengths]

@@ -1,0 +1,133 @@
+"""`evaluate`: the return of a trained policy, over whole episodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.algorithms import algorithm_class
+from agents.episodes import play_episodes
+from agents.fingerprint import check_fingerprint
+from agents.policy_env import PolicyEnvSettings, make_policy_env
+from agents.policy_files import POLICY_FILE, PolicyRecord
+from perceiver_obs.training.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What is evaluated, and how."""
+
+    policy: Path = Path("runs/policy")
+    """Directory that train-policy wrote, or the policy.zip in it."""
+    episodes: int = 10
+    """Number of episodes."""
+    seed: int = 2_000_000
+    """Seed of the episodes' starts; training evaluates on others."""
+    num_envs: int = 1
+    """Environments run side by side, each in a process of its own."""
+    deterministic: bool = True
+    """Take the policy's most likely action instead of a sample."""
+    model: str | None = None
+    """Where the Perceiver's checkpoint lies now, if not where it lay in training. It must be the same one."""
+    device: str = "auto"
+    """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
+    out: Path | None = None
+    """JSON file of the result; None for evaluation.json beside the policy."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of whole episodes, in order of their end; `frames` are control steps, all episodes together."""
+
+    mean: float
+    std: float
+    returns: list[float]
+    lengths: list[int]
+    frames: int
+    task: str
+    observation: str
+    fingerprint: str | None
+
+
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Plays episodes with a trained policy and writes the result as JSON.
+
+    Raises:
+        FileNotFoundError: there is no policy, or its `policy.json` is missing.
+        ValueError: a file is damaged, or a setting is out of range.
+        WrongPerceiver: the Perceiver is not the one that the policy was trained with.
+    """
+    for name in ("episodes", "num_envs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
+    policy, venv, record = load_policy(
+        settings.policy, num_envs=settings.num_envs, model=settings.model, device=settings.device
+    )
+    try:
+        returns, lengths = play_episodes(
+            policy, venv, settings.episodes, seed=settings.seed, deterministic=settings.deterministic
+        )
+        repeat = venv.get_attr("frame_contract", 0)[0]["action_repeat"]
+    finally:
+        venv.close()
+    result = Evaluation(
+        mean=float(np.mean(returns)),
+        std=float(np.std(returns)),
+        returns=returns,
+        lengths=lengths,
+        frames=sum(lengths) * repeat,
+        task=record.settings["task"],
+        observation=record.settings["observation"],
+        fingerprint=record.fingerprint,
+    )
+    out = settings.out if settings.out is not None else _directory(settings.policy) / "evaluation.json"
+    write_atomically(out, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    return result
+
+
+def load_policy(
+    path: str | Path, *, num_envs: int = 1, model: str | None = None, device: str = "auto"
+) -> tuple[BaseAlgorithm, VecEnv, PolicyRecord]:
+    """A trained policy to act with, the environments it acts in, and its record.
+
+    Args:
+        path: a directory that `train_policy` wrote, or the `policy.zip` in it.
+        num_envs: environments to make.
+        model: where the Perceiver's checkpoint lies now, if not where it lay in training.
+        device: where the Perceiver and the policy run.
+
+    Raises:
+        FileNotFoundError, ValueError, WrongPerceiver: as for `evaluate`.
+    """
+    directory = _directory(Path(path))
+    record = PolicyRecord.load(directory)
+    if not (directory / POLICY_FILE).is_file():
+        raise FileNotFoundError(f"{directory / POLICY_FILE} is missing: the training has not finished")
+    known = {entry.name for entry in fields(PolicyEnvSettings)}
+    settings = {name: value for name, value in record.settings.items() if name in known} | {"device": device}
+    if model is not None:
+        settings["model"] = model
+    venv = make_policy_env(PolicyEnvSettings(**settings), num_envs)
+    try:
+        if record.fingerprint is not None:
+            found = venv.encoder.fingerprint  # type: ignore[attr-defined]
+            check_fingerprint(found, record.fingerprint, f"the policy in {directory}")
+        cls = algorithm_class(record.algorithm)
+        # A policy that only acts needs no replay buffer, which could take gigabytes.
+        unused: dict[str, Any] = {"buffer_size": 1} if issubclass(cls, OffPolicyAlgorithm) else {}
+        policy = cls.load(directory / POLICY_FILE, env=venv, device=device, **unused)
+    except BaseException:
+        venv.close()
+        raise
+    return policy, venv, record
+
+
+def _directory(policy: Path) -> Path:
+    return policy.parent if policy.suffix == ".zip" else policy

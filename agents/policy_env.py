@@ -1,0 +1,103 @@
+"""The environments that policies are trained and evaluated in: one task, seen in one of three ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecTransposeImage,
+)
+
+from agents.vec_context import VecPerceiverContext
+from envs import make_dmc
+
+Observation = Literal["context", "state", "pixels"]
+FRAME_STACK = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyEnvSettings:
+    """A task and how the policy sees it."""
+
+    task: str = "walker-walk"
+    """dm_control task, as "domain-task"."""
+    observation: Observation = "context"
+    """What the policy sees: "context" (the Perceiver's), or one of the baselines: "state" (the true state)
+    and "pixels" (three stacked frames, for a CNN)."""
+    model: str = "dmc-small"
+    """Perceiver that makes the contexts: bundled name, directory or hub id. Ignored by the baselines."""
+    action_repeat: int | Literal["planet"] = 2
+    """Control steps an action lasts, or "planet" for the DMControl-100k table. Keep to what the model was
+    trained with."""
+    render_quality: Literal["standard", "fast"] = "standard"
+    """"fast" leaves out shadows and multisampling. Keep to what the model was trained with."""
+    camera: int | str | None = None
+    """Camera, by number or name; None for the task's customary one. Keep to what the model was trained
+    with."""
+    size: int = 64
+    """Height and width of the frames in pixels."""
+    device: str = "auto"
+    """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
+
+
+def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1) -> VecEnv:
+    """Makes `num_envs` environments, in processes of their own where there are several.
+
+    Each is wrapped in a `Monitor`, so that returns are those of the task. Observations are contexts float32
+    `[N, D]`, states float32 `[N, S]`, or stacked frames uint8 `[N, 3·3, H, W]`.
+    """
+    make_one = partial(_make_one, settings)
+    # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
+    venv: VecEnv = (
+        DummyVecEnv([make_one]) if num_envs == 1 else SubprocVecEnv([make_one] * num_envs, start_method="forkserver")
+    )
+    if settings.observation == "context":
+        return VecPerceiverContext(venv, settings.model, device=settings.device)
+    if settings.observation == "pixels":
+        return VecTransposeImage(VecFrameStack(venv, FRAME_STACK))
+    return venv
+
+
+class StateObservation(gym.Wrapper):
+    """Shows the policy `info["state"]`, float32 `[S]`, instead of the frame."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        size = len(env.get_wrapper_attr("state_names"))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins an episode and returns its first state."""
+        _, info = self.env.reset(seed=seed, options=options)
+        return info.pop("state"), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes a step and returns the state it leads to."""
+        _, reward, terminated, truncated, info = self.env.step(action)
+        return info.pop("state"), reward, terminated, truncated, info
+
+
+def _make_one(settings: PolicyEnvSettings) -> gym.Env:
+    sees_state = settings.observation == "state"
+    env = make_dmc(
+        settings.task,
+        size=settings.size,
+        camera=settings.camera,
+        action_repeat=settings.action_repeat,
+        # Nobody looks at these frames.
+        render_quality="fast" if sees_state else settings.render_quality,
+        state_in_info=sees_state,
+    )
+    return Monitor(StateObservation(env) if sees_state else env)

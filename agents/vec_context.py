@@ -1,0 +1,93 @@
+"""`VecPerceiverContext`: a Stable-Baselines3 vector environment whose pixels become contexts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
+
+from perceiver_obs.context_encoder import ContextEncoder, ModelLike
+from perceiver_obs.wrappers.action_layout import ActionLayout
+from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
+from perceiver_obs.wrappers.observation_layout import ObservationLayout
+
+
+class VecPerceiverContext(VecEnvWrapper):
+    """Replaces the frames of an SB3 vector environment by contexts, with one batched call a step.
+
+    The model lives here, in the parent process: workers of a `SubprocVecEnv` hold none. Where an episode
+    ends, `infos[i]["terminal_observation"]` becomes the context of the old episode's last frame, and only
+    that row is cleared.
+
+    Args:
+        venv: a vector environment of uint8 frames, `(H, W, C)` or, below a `VecTransposeImage`, `(C, H, W)`,
+            alone or as one entry of a `Dict`.
+        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`.
+        device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
+        keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
+        pixels_key: the key of the frame in a `Dict` observation that has several images.
+
+    Raises:
+        TypeError, ValueError: the frames are not what the model reads, or the `Dict` leaves open which they
+            are.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> from stable_baselines3.common.vec_env import DummyVecEnv
+        >>> from agents import VecPerceiverContext
+        >>> from envs import make_dmc
+        >>> venv = VecPerceiverContext(DummyVecEnv([lambda: make_dmc("walker-walk")]))
+        >>> policy = PPO("MlpPolicy", venv)
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        model: ModelLike = "dmc-small",
+        *,
+        device: str = "auto",
+        keep_pixels: bool = False,
+        pixels_key: str | None = None,
+    ) -> None:
+        self.encoder = ContextEncoder(model, num_rows=venv.num_envs, device=device)
+        self._layout = ObservationLayout.find(
+            venv.observation_space,
+            self.encoder.frame_shape,
+            pixels_key=pixels_key,
+            keep_pixels=keep_pixels,
+            accept_channels_first=True,
+        )
+        self._action_layout = ActionLayout(venv.action_space, self.encoder.action_dim)
+        if venv.has_attr("frame_contract"):
+            warn_if_frames_differ(venv.get_attr("frame_contract", 0)[0], self.encoder.model.frame_contract)
+        self._actions: np.ndarray | None = None
+        super().__init__(venv, observation_space=self._layout.space(self.encoder.context_dim))
+
+    def reset(self) -> Any:
+        """Begins new episodes in all rows; contexts float32 `[N, D]`."""
+        observations = self.venv.reset()
+        self.encoder.reset()
+        return self._layout.replace(observations, self.encoder.push(self._layout.frames(observations)))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Sends the actions on, and remembers them for a model that reads actions."""
+        self._actions = self._action_layout.rows(actions, self.num_envs)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Contexts float32 `[N, D]`, rewards, dones and infos of the step begun by `step_async`."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        rows = np.flatnonzero(dones)
+        if rows.size > 0:
+            self._replace_terminal_observations(infos, rows)
+            self.encoder.reset(rows)
+        contexts = self.encoder.push(self._layout.frames(observations), self._actions)
+        return self._layout.replace(observations, contexts), rewards, dones, infos
+
+    def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray) -> None:
+        finals = [infos[row]["terminal_observation"] for row in rows]
+        frames = np.stack([self._layout.frames(final) for final in finals])
+        contexts = self.encoder.peek(frames, rows, None if self._actions is None else self._actions[rows])
+        for row, final, context in zip(rows, finals, contexts, strict=True):
+            infos[row]["terminal_observation"] = self._layout.replace(final, context.copy())

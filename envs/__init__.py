@@ -1,0 +1,31 @@
+"""dm_control tasks from pixels, and rollouts of them on disk.
+
+Importing this package imports neither torch nor dm_control and leaves the OpenGL backend open; that waits until an
+environment is made.
+"""
+
+from envs.collect import CollectSettings, collect
+from envs.dmc import DmcEnv, make_dmc, state_names
+from envs.episode import Episode, RolloutError
+from envs.minari import export_minari, import_minari
+from envs.pool import CollectionError
+from envs.rollouts import RolloutDataset, RolloutWriter
+from envs.tasks import TASKS, register_ids
+
+register_ids()
+
+__all__ = [
+    "TASKS",
+    "CollectSettings",
+    "CollectionError",
+    "DmcEnv",
+    "Episode",
+    "RolloutDataset",
+    "RolloutError",
+    "RolloutWriter",
+    "collect",
+    "export_minari",
+    "import_minari",
+    "make_dmc",
+    "state_names",
+]

@@ -1,0 +1,150 @@
+"""Collecting rollouts: parallel, resumable, and the same whatever the number of workers."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from envs.dmc import DmcEnv
+from envs.files import remove_temporaries
+from envs.policies import policy_parts
+from envs.pool import CollectionError, WorkerPool, num_cores
+from envs.rollouts import RolloutDataset, RolloutWriter, whole_episodes
+from envs.tasks import env_id
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What to collect, and where to."""
+
+    task: str = "walker-walk"
+    """Task of the dm_control suite, as domain-task."""
+    out: str = "runs/data"
+    """Directory of the dataset. If it holds one collected with the same settings, only what is missing is added."""
+    episodes: int = 100
+    """Episodes the dataset is to have in the end."""
+    max_steps: int | None = None
+    """Environment steps after which an episode is cut off; None for the task's own time limit."""
+    size: int = 64
+    """Height and width of the frames, pixels."""
+    action_repeat: int | str = 2
+    """Control steps per environment step, or "planet" for the DMControl-100k table."""
+    render_quality: Literal["standard", "fast"] = "standard"
+    """Fast is without shadows and multisampling. Use the same with the model that is trained on the data."""
+    camera: int | str | None = None
+    """Name or number of one of the task's cameras; None for the customary one."""
+    policy: str = "mixed"
+    """What acts: "random" (uniform), "correlated" (noise that varies from calm to wild), "mixed" (either, drawn for
+    each episode), the .zip of a Stable-Baselines3 policy (load only what you trust: it holds pickles), a
+    "module:Class" of your own, or several of these with commas between, one drawn for each episode."""
+    random_init: bool = False
+    """Start from random poses in motion, rather than from the task's own starts."""
+    states: bool = True
+    """Record the true state beside the frames, for probes."""
+    compress: bool = False
+    """Compress frames without loss (zstd): less disk, slower reading."""
+    workers: int = 0
+    """Worker processes; 0 for one on each core."""
+    seed: int = 0
+    """Seed of the dataset: it and an episode's number determine the episode."""
+    stall_seconds: float = 120.0
+    """A worker silent for longer is replaced, and its episode played again."""
+
+    def __post_init__(self):
+        for name, low in (("episodes", 1), ("workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be an integer of {low} or more, got {value!r}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be 1 or more, or None, got {self.max_steps!r}")
+        if not self.stall_seconds > 0:
+            raise ValueError(f"stall_seconds must be positive, got {self.stall_seconds!r}")
+
+
+def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDataset:
+    """Collect the episodes that `settings.out` still lacks.
+
+    Killed at any moment, it loses no more than the episodes being played; run again, it goes on. An episode is
+    determined by `settings.seed` and its number, whatever the number of workers.
+
+    Args:
+        settings: what to collect; those of a dataset already there must be the same (`episodes`, `workers`,
+            `compress` and `stall_seconds` may differ).
+        progress: show a progress bar with frames per second and the time left.
+
+    Returns:
+        The dataset, which may hold more episodes than asked for, if it did before.
+
+    Raises:
+        ValueError: a setting is not valid, or (`RolloutError`) the directory holds a dataset with other settings.
+        CollectionError: episodes failed again and again (the others are there, and running again retries), no worker
+            could be set up, or the disk is full.
+    """
+    env = make_collection_env(settings)
+    steps = settings.max_steps or env.max_steps
+    if steps is None:
+        raise ValueError(f"episodes of {settings.task} never end by themselves: give max_steps")
+    RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
+    env.close()
+
+    out = Path(settings.out)
+    remove_temporaries(out / "episodes")
+    present = set(whole_episodes(out))
+    missing = [index for index in range(settings.episodes) if index not in present]
+    workers = min(settings.workers or num_cores(), max(len(missing), 1))
+    pool = WorkerPool(dataclasses.asdict(settings), workers, settings.stall_seconds)
+    with tqdm(
+        total=len(missing) * (steps + 1), unit="frame", desc=f"collect {settings.task}", disable=not progress
+    ) as bar:
+
+        def shorten(index: int, frames: int) -> None:
+            bar.total -= steps + 1 - frames  # for episodes that the task ended early
+
+        failures = pool.play(missing, on_frames=bar.update, on_done=shorten)
+    if failures:
+        reasons = "\n".join(failures.values())
+        raise CollectionError(
+            f"{len(failures)} of {len(missing)} episodes could not be collected ({', '.join(map(str, failures))}); "
+            f"the others are in {out}, and running again tries these once more.\n{reasons}"
+        )
+    return RolloutDataset(out)
+
+
+def make_collection_env(settings: CollectSettings) -> DmcEnv:
+    """The environment that episodes are played in, with the true state in `info`."""
+    policy_parts(settings.policy)
+    return DmcEnv(
+        settings.task,
+        size=settings.size,
+        camera=settings.camera,
+        action_repeat=settings.action_repeat,
+        render_quality=settings.render_quality,
+        state_in_info=True,
+    )
+
+
+def dataset_meta(settings: CollectSettings, env: DmcEnv) -> dict[str, Any]:
+    """The metadata of the dataset that `settings` ask for: all that determines its episodes."""
+    parts = policy_parts(settings.policy)
+    contract = env.frame_contract
+    kwargs = {name: contract[name] for name in ("size", "camera", "action_repeat", "render_quality")}
+    return {
+        "env": {"id": env_id(settings.task), "kwargs": kwargs},
+        "frame_contract": contract,
+        "action_size": env.action_size,
+        "state_names": list(env.state_names) if settings.states else None,
+        "collection": {
+            "policy": parts,
+            "policy_sha256": {part: _sha256(part) for part in parts if part.endswith(".zip")},
+            "max_steps": settings.max_steps,
+            "random_init": settings.random_init,
+            "seed": settings.seed,
+        },
+    }
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,243 @@
+"""`make_dmc`: the tasks of the dm_control suite as Gymnasium environments that give pixels."""
+
+import math
+from typing import Any, Literal, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import EzPickle
+
+from envs.arguments import resolve_action_repeat, resolve_camera, whole_number
+from envs.gl import before_render, choose_backend
+from envs.random_start import randomise_start
+from envs.state import StateReader
+from envs.tasks import env_id, split_task
+
+RENDER_QUALITIES = ("standard", "fast")
+MAX_SIZE = 4096
+_UNBOUNDED = 1e9  # dm_control gives actuators without limits the bound 1e10
+
+
+def make_dmc(
+    task: str = "walker-walk",
+    *,
+    size: int = 64,
+    camera: int | str | None = None,
+    action_repeat: int | str = 2,
+    render_quality: Literal["standard", "fast"] = "standard",
+    seed: int | None = None,
+    state_in_info: bool = False,
+) -> gymnasium.Env:
+    """Make a task of the dm_control suite that is seen through a camera.
+
+    Observations are frames, uint8 `[size, size, 3]`, a fresh contiguous array each step. Actions are float32 in
+    [-1, 1], whatever the task's own range (actuators without limits take them as they are). Rewards add up over
+    the repeats; the end of the episode stops the repeat. The task's time limit is a truncation.
+
+    Args:
+        task: "domain-task", such as "walker-walk" or "ball_in_cup-catch".
+        size: height and width of the frames in pixels, 1 to 4096.
+        camera: name or number of one of the task's cameras, -1 for MuJoCo's free camera; None for the one
+            customary in pixel benchmarks (number 0; for quadruped 2).
+        action_repeat: control steps per environment step, or "planet" for the DMControl-100k table (cartpole 8;
+            reacher, cheetah, ball_in_cup 4; finger, walker 2).
+        render_quality: "standard", or "fast" without shadows and multisampling, several times faster in software.
+            Frames differ: keep to one of them between pretraining and use.
+        seed: what the first `reset()` uses where it is given no seed of its own.
+        state_in_info: put the true state, float32 `[S]`, into `info["state"]`; `state_names(env)` names its entries.
+
+    Raises:
+        ValueError: an argument is not one of the above; the message names it and what is allowed.
+        RuntimeError: there is no OpenGL library to render with.
+    """
+    split_task(task)
+    kwargs: dict[str, Any] = {
+        "size": size,
+        "camera": camera,
+        "action_repeat": action_repeat,
+        "render_quality": render_quality,
+        "seed": seed,
+        "state_in_info": state_in_info,
+    }
+    # As Python numbers, because NumPy's do not survive the JSON of `env.spec`.
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
+    return gymnasium.make(env_id(task), **plain)
+
+
+def state_names(env: gymnasium.Env) -> tuple[str, ...]:
+    """Names of the entries of `info["state"]`, such as "position/rooty_cos" or "velocity/right_hip"."""
+    return env.get_wrapper_attr("state_names")
+
+
+class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
+    """A dm_control task behind shimmy's adapter; the arguments are those of `make_dmc`.
+
+    `reset(options={"random_init": True})` starts from a random pose in motion instead of the task's own start.
+
+    Attributes:
+        state_names: names of the entries of `info["state"]`.
+        frame_contract: what a model must be shown to see what it was trained on: size, channels, action_repeat,
+            camera (its number), render_quality, tasks.
+        action_size: entries of an action.
+        max_steps: environment steps until the task's time limit, None where there is none.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self,
+        task: str = "walker-walk",
+        size: int = 64,
+        camera: int | str | None = None,
+        action_repeat: int | str = 2,
+        render_quality: Literal["standard", "fast"] = "standard",
+        seed: int | None = None,
+        state_in_info: bool = False,
+        render_mode: str = "rgb_array",
+    ):
+        EzPickle.__init__(self, task, size, camera, action_repeat, render_quality, seed, state_in_info, render_mode)
+        domain, name = split_task(task)
+        self._size = whole_number("size", size, 1, MAX_SIZE)
+        self._action_repeat = resolve_action_repeat(action_repeat, domain)
+        if render_quality not in RENDER_QUALITIES:
+            raise ValueError(f"render_quality must be one of {RENDER_QUALITIES}, got {render_quality!r}")
+        if render_mode != "rgb_array":
+            raise ValueError(f"render_mode must be 'rgb_array', got {render_mode!r}")
+        self._first_seed = None if seed is None else whole_number("seed", seed, 0)
+        self.render_mode = render_mode
+
+        choose_backend()
+        from dm_control import suite
+        from shimmy.dm_control_compatibility import DmControlCompatibilityV0
+
+        control = suite.load(domain, name)
+        self._env = DmControlCompatibilityV0(control)
+        self._physics = control.physics
+        self._camera_id = resolve_camera(camera, domain, self._physics.model)
+        self._set_rendering(render_quality)
+        self._camera: Any = None
+        self._frame: np.ndarray | None = None
+        self._ended = True
+
+        low, high = self._env.action_space.low, self._env.action_space.high
+        bounded = (low > -_UNBOUNDED) & (high < _UNBOUNDED)
+        self._action_centre = np.where(bounded, (high + low) / 2, 0.0)
+        self._action_reach = np.where(bounded, (high - low) / 2, 1.0)
+        self.action_size = len(low)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        self.observation_space = spaces.Box(0, 255, (self._size, self._size, 3), np.uint8)
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": _tidy(1 / (control.control_timestep() * self._action_repeat)),
+        }
+        limit = control._step_limit / self._action_repeat
+        self.max_steps = None if math.isinf(limit) else math.ceil(limit - 1e-9)
+        self._state_in_info = state_in_info
+        self._read_state = StateReader(self._physics, task, self._camera_id)
+        self.state_names = self._read_state.names
+        self.frame_contract = {
+            "size": self._size,
+            "channels": 3,
+            "action_repeat": self._action_repeat,
+            "camera": self._camera_id,
+            "render_quality": render_quality,
+            "tasks": [task],
+        }
+
+    @property
+    def physics(self) -> Any:
+        """The dm_control `Physics`, for looking at; environments are stepped by `step` alone."""
+        return self._physics
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; `seed` may be any non-negative integer."""
+        if self._physics is None:
+            raise ClosedEnvironmentError("reset() after close()")
+        if seed is None:
+            seed, self._first_seed = self._first_seed, None
+        super().reset(seed=seed)
+        if seed is not None:
+            self._first_seed = None
+            self._env.np_random = _random_state(seed)
+        self._env.reset()
+        if options and options.get("random_init"):
+            randomise_start(self._physics, self._env.np_random)
+        self._ended = False
+        self._frame = self._render_frame()
+        return self.render(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Apply `action`, float `[A]` in [-1, 1] (clipped), for up to `action_repeat` control steps.
+
+        Raises:
+            ValueError: the action has another shape, or is not finite.
+            gymnasium.error.ResetNeeded: the episode is over.
+        """
+        if self._ended:
+            raise ResetNeeded("the episode is over (or has not begun): call reset() before step()")
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(f"expected a finite action of shape {self.action_space.shape}, got {action!r}")
+        control = self._action_centre + self._action_reach * np.clip(action, -1.0, 1.0)
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(self._action_repeat):
+            _, reward, terminated, truncated, _ = self._env.step(control)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        self._ended = terminated or truncated
+        self._frame = self._render_frame()
+        return self.render(), total, terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray:
+        """The frame last observed, uint8 `[size, size, 3]`, as a copy."""
+        if self._frame is None:
+            raise ResetNeeded("there is nothing to render before the first reset()")
+        return self._frame.copy()
+
+    def close(self) -> None:
+        """Free the OpenGL context and the simulation; may be called twice."""
+        if self._camera is not None:
+            self._camera.scene.free()
+            self._camera = None
+        if self._physics is not None:
+            self._env.close()
+            self._physics, self._ended = None, True
+
+    def _info(self) -> dict[str, Any]:
+        return {"state": self._read_state(self._physics)} if self._state_in_info else {}
+
+    def _render_frame(self) -> np.ndarray:
+        before_render()
+        if self._camera is None:
+            # Made at the first render, so that a process which only looks at the spaces can still be forked, and
+            # kept, because making one costs as much as a fast render.
+            from dm_control.mujoco import engine
+
+            self._camera = engine.Camera(self._physics, self._size, self._size, self._camera_id)
+        # The camera reuses its buffer and gives a view of it with negative strides, which torch refuses.
+        return self._camera.render().copy(order="C")
+
+    def _set_rendering(self, render_quality: str) -> None:
+        """Settings that MuJoCo reads when it makes the OpenGL context, at the first render."""
+        visual = self._physics.model.vis
+        visual.global_.offwidth = self._size
+        visual.global_.offheight = self._size
+        if render_quality == "fast":
+            visual.quality.shadowsize = 0
+            visual.quality.offsamples = 0
+
+
+def _random_state(seed: int) -> np.random.RandomState:
+    """dm_control's own stream for a seed; seeds that `RandomState` refuses (2³² and up) get streams of their own."""
+    if seed < 2**32:
+        return np.random.RandomState(seed)
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+
+
+def _tidy(fps: float) -> int | float:
+    return round(fps) if abs(fps - round(fps)) < 1e-6 else fps

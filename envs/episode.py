@@ -1,0 +1,239 @@
+"""One episode and its two files: frames in `NNNNNN.pixels.npy`, everything else in `NNNNNN.npz`."""
+
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from envs.files import write_atomic
+
+_MAX_TAG = 1024
+
+
+class RolloutError(ValueError):
+    """A rollout dataset, or something to be written to one, is not as it should be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One episode of T steps; `actions[t]` leads from frame t to frame t+1.
+
+    Attributes:
+        pixels: frames, uint8 `[T+1, H, W, 3]`; read from disk a read-only memory map, or an array where they are
+            compressed.
+        actions: float32 `[T, A]` in [-1, 1].
+        rewards: float32 `[T]`.
+        terminated: the task ended the episode.
+        truncated: a time limit, the task's or the collection's, ended it.
+        seed: what the environment was reset with.
+        policy: a tag that says what acted.
+        states: true states, float32 `[T+1, S]`, or None; `dataset.meta["state_names"]` names the S entries.
+    """
+
+    pixels: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    seed: int
+    policy: str
+    states: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Steps: one less than frames."""
+        return len(self.actions)
+
+
+class Layout(NamedTuple):
+    """What every episode of a dataset has in common."""
+
+    size: int
+    action_size: int
+    state_size: int | None
+
+
+def check_episode(episode: Episode, layout: Layout) -> None:
+    """Raise RolloutError unless the episode's arrays agree with each other and with `layout`."""
+    steps = len(episode.actions)
+    _check_array("pixels", episode.pixels, (steps + 1, layout.size, layout.size, 3), np.uint8)
+    _check_array("actions", episode.actions, (steps, layout.action_size), np.float32)
+    _check_array("rewards", episode.rewards, (steps,), np.float32)
+    if (episode.states is None) != (layout.state_size is None):
+        given = "none" if episode.states is None else f"states of shape {episode.states.shape}"
+        raise RolloutError(f"the dataset records {layout.state_size or 'no'} state entries, got {given}")
+    if episode.states is not None:
+        _check_array("states", episode.states, (steps + 1, layout.state_size), np.float32)
+    if not 0 <= episode.seed < 2**64:
+        raise RolloutError(f"seed must be an integer from 0 to 2⁶⁴-1, got {episode.seed!r}")
+    if len(episode.policy) > _MAX_TAG:
+        raise RolloutError(f"the policy tag must have at most {_MAX_TAG} characters, got {len(episode.policy)}")
+
+
+def write_episode(folder: Path, index: int, episode: Episode, compress: bool) -> None:
+    """Write both files, the `.npz` last: a failure on the way leaves no `.npz`, and so no episode."""
+    arrays: dict[str, Any] = {
+        "actions": episode.actions,
+        "rewards": episode.rewards,
+        "terminated": np.bool_(episode.terminated),
+        "truncated": np.bool_(episode.truncated),
+        "seed": np.uint64(episode.seed),
+        "policy": np.str_(episode.policy),
+    }
+    if episode.states is not None:
+        arrays["states"] = episode.states
+    pixels = np.ascontiguousarray(episode.pixels)
+
+    def write_pixels(file: BinaryIO) -> None:
+        # Not by `np.save`, whose `tofile` loses the reason when the disk is full.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
+        file.write(pixels.data)
+
+    def write_compressed_pixels(file: BinaryIO) -> None:
+        with _zstandard().ZstdCompressor().stream_writer(file, closefd=False) as stream:
+            write_pixels(stream)
+
+    raw = _pixels_file(folder, index)
+    if compress:
+        write_atomic(_compressed(raw), write_compressed_pixels)
+    else:
+        write_atomic(raw, write_pixels)
+    write_atomic(_arrays_file(folder, index), lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def read_episode(folder: Path, index: int, layout: Layout) -> Episode:
+    """Read an episode that `inspect_episode` has passed; frames stay on disk unless they are compressed."""
+    with np.load(_arrays_file(folder, index), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    raw = _pixels_file(folder, index)
+    if raw.exists():
+        pixels = np.load(raw, mmap_mode="r", allow_pickle=False)
+    else:
+        pixels = _decompress(_compressed(raw), (len(arrays["actions"]) + 1, layout.size, layout.size, 3))
+    return Episode(
+        pixels=pixels,
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        terminated=bool(arrays["terminated"]),
+        truncated=bool(arrays["truncated"]),
+        seed=int(arrays["seed"]),
+        policy=str(arrays["policy"]),
+        states=arrays.get("states"),
+    )
+
+
+def inspect_episode(folder: Path, index: int, layout: Layout) -> int:
+    """Check both files by their headers and sizes alone, and return the number of frames.
+
+    Raises:
+        RolloutError: a file is missing, cut short, of another shape or dtype than `layout` and the other file say,
+            or lies outside `folder`.
+    """
+    arrays_file, raw = _arrays_file(folder, index), _pixels_file(folder, index)
+    pixels_file = raw if raw.exists() else _compressed(raw)
+    for file in (arrays_file, pixels_file):
+        if not file.is_file():
+            raise RolloutError(f"{file.name} is missing")
+        if file.resolve().parent != folder.resolve():
+            raise RolloutError(f"{file.name} leads out of the dataset, to {file.resolve()}")
+    num_frames = _check_arrays_file(arrays_file, layout) + 1
+    if pixels_file == raw:
+        _check_pixels_file(raw, (num_frames, layout.size, layout.size, 3))
+    return num_frames
+
+
+def _check_arrays_file(file: Path, layout: Layout) -> int:
+    """Returns the number of steps."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            headers = {name.removesuffix(".npy"): _header(archive.open(name)) for name in archive.namelist()}
+    except (zipfile.BadZipFile, EOFError, RolloutError) as error:
+        raise RolloutError(f"{file.name} is cut short or damaged: {error}") from None
+    steps = headers["actions"][0][0] if headers.get("actions", ((),))[0] else 0
+    expected = {
+        "actions": ((steps, layout.action_size), "float32"),
+        "rewards": ((steps,), "float32"),
+        "terminated": ((), "bool"),
+        "truncated": ((), "bool"),
+        "seed": ((), "uint64"),
+    }
+    if layout.state_size is not None:
+        expected["states"] = ((steps + 1, layout.state_size), "float32")
+    for name in [*expected, "policy"]:
+        if name not in headers:
+            raise RolloutError(f"{file.name} lacks {name!r}")
+    if "states" in headers and layout.state_size is None:
+        raise RolloutError(f"{file.name} holds states, which meta.json does not name")
+    for name, (shape, dtype) in expected.items():
+        if headers[name] != (shape, np.dtype(dtype)):
+            raise RolloutError(f"{name} in {file.name} should be {dtype} {shape}, is {_show(headers[name])}")
+    tag_dtype = headers["policy"][1]
+    if tag_dtype.kind != "U" or tag_dtype.itemsize > 4 * _MAX_TAG:
+        raise RolloutError(f"policy in {file.name} should be a short text, is {_show(headers['policy'])}")
+    return steps
+
+
+def _check_pixels_file(file: Path, shape: tuple[int, ...]) -> None:
+    with open(file, "rb") as stream:
+        try:
+            found = _header(stream)
+        except RolloutError as error:
+            raise RolloutError(f"{file.name} is not a whole .npy file: {error}") from None
+        data_start = stream.tell()
+    if found != (shape, np.dtype(np.uint8)):
+        raise RolloutError(f"{file.name} should be uint8 {shape}, as the actions and meta.json say, is {_show(found)}")
+    size, expected = file.stat().st_size, data_start + math.prod(shape)
+    if size != expected:
+        raise RolloutError(f"{file.name} has {size} bytes, should have {expected}")
+
+
+def _check_array(name: str, array: np.ndarray, shape: tuple, dtype: type) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise RolloutError(f"{name} should be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except Exception as error:  # NumPy lets through whatever its parser meets, tokenizer errors among it
+        raise RolloutError(f"no .npy header ({error})") from error
+    return shape, dtype
+
+
+def _decompress(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    limit = math.prod(shape) + 4096  # frames and their header: a crafted file may not fill the memory
+    with open(file, "rb") as stream, _zstandard().ZstdDecompressor().stream_reader(stream) as reader:
+        data = io.BytesIO(reader.read(limit))
+    pixels = np.lib.format.read_array(data, allow_pickle=False)
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise RolloutError(f"{file.name} should hold uint8 {shape}, holds {pixels.dtype} {pixels.shape}")
+    return pixels
+
+
+def _zstandard():
+    try:
+        import zstandard
+    except ImportError:
+        raise ImportError("compressed rollouts need zstandard: pip install 'perceiver-obs[zstd]'") from None
+    return zstandard
+
+
+def _arrays_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.npz"
+
+
+def _pixels_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.pixels.npy"
+
+
+def _compressed(file: Path) -> Path:
+    return file.with_name(file.name + ".zst")
+
+
+def _show(header: tuple[tuple[int, ...], np.dtype]) -> str:
+    return f"{header[1]} {header[0]}"

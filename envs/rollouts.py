@@ -1,0 +1,208 @@
+"""The rollout store: a directory a dataset, two files an episode, readable by memory map.
+
+    meta.json                    format version, environment, frame contract, versions
+    episodes/000000.pixels.npy   uint8 [T+1, H, W, 3] (or .pixels.npy.zst, compressed without loss)
+    episodes/000000.npz          actions, rewards, ends, seed, policy tag, states
+
+An episode's `.npz` is written last: where it is, the episode is whole. Files never change once written.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from envs.episode import (
+    Episode,
+    Layout,
+    RolloutError,
+    check_episode,
+    inspect_episode,
+    read_episode,
+    write_episode,
+)
+from envs.files import write_atomic
+
+FORMAT = "perceiver-obs-rollouts"
+FORMAT_VERSION = 1
+_REQUIRED = {"env": dict, "frame_contract": dict, "action_size": int, "state_names": list | None}
+_EPISODE = re.compile(r"(\d{6,})\.npz")
+
+
+class RolloutDataset(Sequence[Episode]):
+    """The whole episodes of a finished or growing dataset, in the order of their numbers.
+
+    Every episode's files are checked as the dataset is opened, by headers and sizes, so that a broken one is found
+    before any work is done. Episodes written later are seen by opening it again.
+
+    Args:
+        path: the dataset's directory.
+
+    Attributes:
+        meta: the contents of `meta.json`.
+        indices: the number of each episode.
+        lengths: frames of each episode.
+        num_frames: frames of all episodes together.
+
+    Raises:
+        RolloutError: there is no dataset at `path`, it holds no whole episode or is of another format version, or
+            an episode's files are cut short, disagree with each other or lie outside the directory.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.meta = read_meta(self.path)
+        self.indices = whole_episodes(self.path)
+        if not self.indices:
+            raise RolloutError(f"{self.path} holds no whole episode")
+        self._layout = _layout(self.meta)
+        self.lengths = [self._inspect(index) for index in self.indices]
+        self.num_frames = sum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, i: int) -> Episode: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Episode]: ...
+    def __getitem__(self, i: int | slice) -> Episode | list[Episode]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        index = self.indices[i]
+        try:
+            return read_episode(self.path / "episodes", index, self._layout)
+        except (OSError, ValueError) as error:
+            raise RolloutError(f"episode {index} of {self.path} cannot be read: {error}") from error
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the metadata and the names and sizes of the episode files, in hexadecimal."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        for index in self.indices:
+            for file in sorted((self.path / "episodes").glob(f"{index:06d}.*")):
+                digest.update(f"\n{file.name} {file.stat().st_size}".encode())
+        return digest.hexdigest()
+
+    def _inspect(self, index: int) -> int:
+        try:
+            return inspect_episode(self.path / "episodes", index, self._layout)
+        except (OSError, ValueError) as error:
+            raise RolloutError(f"episode {index} of {self.path} is broken: {error}") from error
+
+
+class RolloutWriter:
+    """Adds episodes to a dataset, which it makes where there is none; several processes may write to one.
+
+    Args:
+        path: the dataset's directory.
+        meta: `env` (`id` and `kwargs`), `frame_contract`, `action_size`, `state_names` (None where no states are
+            recorded) and whatever else describes the data; format and versions are added. To write on to a
+            dataset, all but the versions must be the same.
+        compress: store frames compressed by zstd: without loss, but read whole and not by memory map.
+
+    Raises:
+        RolloutError: `meta` lacks an entry, or `path` holds a dataset with other metadata.
+    """
+
+    def __init__(self, path: str | Path, meta: Mapping[str, Any], *, compress: bool = False):
+        self.path = Path(path)
+        self.compress = compress
+        # Through JSON and back, to compare equal with what is read from a file (tuples become lists).
+        self.meta = json.loads(json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **meta}))
+        self.meta.setdefault("versions", _versions())
+        _check_meta(self.meta, "the metadata of a dataset")
+        self._layout = _layout(self.meta)
+        meta_file = self.path / "meta.json"
+        if meta_file.exists():
+            _check_same(self.path, read_meta(self.path), self.meta)
+        elif whole_episodes(self.path):
+            raise RolloutError(f"{self.path} holds episodes but no meta.json: choose another directory")
+        (self.path / "episodes").mkdir(parents=True, exist_ok=True)
+        if not meta_file.exists():
+            text = json.dumps(self.meta, indent=2) + "\n"
+            write_atomic(meta_file, lambda file: file.write(text.encode()))
+
+    def write_episode(
+        self,
+        index: int,
+        pixels: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        seed: int,
+        policy: str,
+        states: np.ndarray | None = None,
+    ) -> None:
+        """Write episode number `index`; the other arguments are the fields of `Episode`.
+
+        Raises:
+            RolloutError: shapes or dtypes disagree with each other or with the metadata.
+            OSError: the disk is full or failing; the episode does not become part of the dataset.
+        """
+        episode = Episode(pixels, actions, rewards, terminated, truncated, seed, policy, states)
+        check_episode(episode, self._layout)
+        write_episode(self.path / "episodes", index, episode, self.compress)
+
+
+def whole_episodes(path: Path) -> list[int]:
+    """Numbers of the episodes that are whole, in order; none where there is no dataset."""
+    names = (_EPISODE.fullmatch(file.name) for file in (path / "episodes").glob("*.npz"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The contents of a dataset's `meta.json`, checked; raises RolloutError."""
+    meta_file = path / "meta.json"
+    try:
+        meta = json.loads(meta_file.read_text())
+    except FileNotFoundError:
+        raise RolloutError(f"there is no rollout dataset at {path} (no meta.json)") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RolloutError(f"{meta_file} is not JSON: {error}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise RolloutError(f"{meta_file} does not describe a rollout dataset (no format {FORMAT!r})")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise RolloutError(
+            f"{path} has format version {meta.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    _check_meta(meta, str(meta_file))
+    return meta
+
+
+def _check_meta(meta: Mapping[str, Any], where: str) -> None:
+    for key, kind in _REQUIRED.items():
+        if key not in meta or not isinstance(meta[key], kind):
+            raise RolloutError(f"{where} needs {key!r} (all of {', '.join(_REQUIRED)}), got {meta.get(key)!r}")
+    size = meta["frame_contract"].get("size")
+    if not isinstance(size, int) or size < 1:
+        raise RolloutError(f"{where} needs a frame_contract with a 'size' in pixels, got {size!r}")
+
+
+def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    keys = sorted((set(found) | set(wanted)) - {"versions"})
+    differences = [
+        f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in keys
+        if found.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise RolloutError(f"{path} holds a dataset with other settings: {'; '.join(differences)}")
+
+
+def _layout(meta: Mapping[str, Any]) -> Layout:
+    names = meta["state_names"]
+    return Layout(meta["frame_contract"]["size"], meta["action_size"], None if names is None else len(names))
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("dm-control", "gymnasium", "mujoco", "numpy", "shimmy")}

@@ -1,0 +1,366 @@
+"""The whole model: video in, one context vector per frame out, offline or frame by frame."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_obs.generation import GenerationMode
+from perceiver_obs.hub import Pretrained
+from perceiver_obs.modules.quantizer import QuantizerKind
+from perceiver_obs.predictor import PerceiverTokenPredictor, PredictorState
+from perceiver_obs.tokenizer import VQPTTokenizer
+
+TIMESCALES = {"fast": 1, "medium": 4, "slow": 16}
+MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
+
+
+@dataclass(frozen=True)
+class ContextState:
+    """All that streaming remembers of the frames so far, for each row of a batch. A value: steps return new ones.
+
+    Attributes:
+        past: last inputs of the tokenizer's temporal convolutions.
+        predictor: last inputs, keys and values of the Perceiver.
+        recent: `[B, slowest timescale - 1, D]` contexts for averaging; zeros before an episode's start.
+    """
+
+    past: tuple[Tensor, ...] | None
+    predictor: PredictorState
+    recent: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """Frames since each row's episode began, `[B]` int64."""
+        return self.predictor.memory.seen
+
+    def reset(self, rows: Tensor) -> "ContextState":
+        """Begin a new episode in the rows where the bool mask `[B]` is True; the others stay bit-identical."""
+
+        def clear(tensor: Tensor) -> Tensor:
+            return tensor.masked_fill(rows.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), 0)
+
+        return ContextState(
+            None if self.past is None else tuple(map(clear, self.past)),
+            self.predictor.map_rows(self.predictor.memory.reset(rows), clear),
+            clear(self.recent),
+        )
+
+    def select(self, rows: Tensor) -> "ContextState":
+        """The state of rows (int64 `[M]`) alone."""
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)]
+
+        return ContextState(
+            None if self.past is None else tuple(map(pick, self.past)),
+            self.predictor.map_rows(self.predictor.memory.select(rows), pick),
+            pick(self.recent),
+        )
+
+    def replace(self, rows: Tensor, other: "ContextState") -> "ContextState":
+        """This state with rows (int64 `[M]`) taken from `other`, which holds M rows and has seen a frame."""
+
+        def put(mine: Tensor | None, theirs: Tensor) -> Tensor:
+            result = theirs.new_zeros(len(self.seen), *theirs.shape[1:]) if mine is None else mine.clone()
+            result[rows.to(theirs.device)] = theirs
+            return result
+
+        past, theirs = self.past or (), other.past or ()
+        mine = past or (None,) * len(theirs)
+        memory = self.predictor.memory.replace(rows, other.predictor.memory)
+        other_past = other.predictor.past
+        return ContextState(
+            tuple(put(a, b) for a, b in zip(mine, theirs)),
+            PredictorState(memory, None if other_past is None else put(self.predictor.past, other_past)),
+            put(self.recent, other.recent),
+        )
+
+
+class CausalPerceiverIO(nn.Module, Pretrained):
+    """Tokenizer and predictor together: `extract_context` for clips, `init_state` and `step` for streaming.
+
+    Context t depends on frames t - receptive_field + 1 … t alone. The Perceiver reads the tokenizer's code
+    vectors before quantisation: they keep sub-pixel positions, and a float's last bit cannot flip a token.
+
+    Args:
+        video_shape: `(T, C, H, W)`: frames that a context sees, and the shape of each.
+        num_latents, num_latent_channels, num_cross_attention_heads, num_self_attention_layers, widening_factor,
+            dropout, action_dim, condition_dim, num_decoder_layers, num_memory_vectors, token_time_kernel: see
+            `PerceiverTokenPredictor`.
+        num_codes, downsample, code_dim, base_channels, use_3d_conv, num_quantizers, commitment_weight,
+            diversity_weight, quantizer, codebook_decay: see `VQPTTokenizer`.
+        context_dim: width D of the contexts at each timescale; `num_latent_channels` unless given.
+        timescales: names among "fast" (every frame), "medium" (mean of 4 frames) and "slow" (mean of 16 frames)
+            whose contexts are concatenated; none means "fast" alone.
+        frame_contract: how the frames that the model was trained on were made (size, channels, action_repeat,
+            camera, render_quality, tasks, data_fingerprint); saved with the weights.
+
+    Attributes:
+        context_dim: width of what `extract_context` and `step` return, all timescales together.
+        receptive_field: frames that a context depends on, its own included.
+    """
+
+    context_mean: Tensor
+    context_scale: Tensor
+
+    def __init__(
+        self,
+        video_shape: Sequence[int] = (16, 3, 64, 64),
+        num_latents: int = 128,
+        num_latent_channels: int = 256,
+        num_codes: int = 1024,
+        downsample: int = 4,
+        num_cross_attention_heads: int = 8,
+        num_self_attention_layers: int = 6,
+        widening_factor: int = 4,
+        dropout: float = 0.1,
+        action_dim: int | None = None,
+        condition_dim: int | None = None,
+        num_decoder_layers: int = 2,
+        num_memory_vectors: int = 8,
+        token_time_kernel: int = 2,
+        code_dim: int = 256,
+        base_channels: int = 64,
+        use_3d_conv: bool = True,
+        temporal_downsample: bool = False,
+        num_quantizers: int = 4,
+        commitment_weight: float = 0.05,
+        diversity_weight: float = 0.01,
+        quantizer: QuantizerKind = "vq",
+        codebook_decay: float = 0.95,
+        context_dim: int | None = None,
+        timescales: Sequence[str] = (),
+        frame_contract: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if len(video_shape) != 4 or any(int(n) < 1 for n in video_shape):
+            raise ValueError(f"video_shape must be (T, C, H, W), all positive, got {tuple(video_shape)}")
+        frames, channels, height, width = map(int, video_shape)
+        if height % downsample or width % downsample:
+            raise ValueError(
+                f"frame height and width must be multiples of downsample={downsample}, got {height}x{width}"
+            )
+        if temporal_downsample:
+            raise ValueError("temporal_downsample gives tokens every other frame only: contexts need it off")
+        unknown = [name for name in timescales if name not in TIMESCALES]
+        if unknown:
+            raise ValueError(f"timescales must be among {list(TIMESCALES)}, got {unknown[0]!r}")
+        self.video_shape = (frames, channels, height, width)
+        self.action_dim = action_dim
+        self.frame_contract = dict(frame_contract or {})
+        tokenizer = VQPTTokenizer(
+            channels,
+            code_dim,
+            num_codes,
+            downsample,
+            base_channels,
+            use_3d_conv,
+            False,
+            num_quantizers,
+            commitment_weight,
+            diversity_weight,
+            quantizer,
+            codebook_decay,
+        )
+        self.predictor = PerceiverTokenPredictor(
+            tokenizer,
+            num_latents,
+            num_latent_channels,
+            num_cross_attention_heads,
+            num_self_attention_layers,
+            widening_factor,
+            dropout,
+            frames,
+            action_dim,
+            condition_dim,
+            context_dim=context_dim,
+            grid=(height // downsample, width // downsample),
+            num_decoder_layers=num_decoder_layers,
+            num_memory_vectors=num_memory_vectors,
+            token_time_kernel=token_time_kernel,
+        )
+        width_each = self.predictor.context_dim
+        self.timescales = tuple(TIMESCALES[name] for name in timescales) or (1,)
+        self.register_buffer("context_mean", torch.zeros(width_each))
+        self.register_buffer("context_scale", torch.ones(width_each))
+        self.context_dim = width_each * len(self.timescales)
+        self.receptive_field = self.predictor.receptive_field + tokenizer.reach + max(self.timescales) - 1
+
+    @property
+    def tokenizer(self) -> VQPTTokenizer:
+        return self.predictor.tokenizer
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: VQPTTokenizer, video_shape: Sequence[int], **arguments: Any) -> Self:
+        """A model around a copy of a trained tokenizer; `arguments` are those of the predictor."""
+        config = tokenizer.config()
+        if config.pop("in_channels") != video_shape[1]:
+            raise ValueError(
+                f"the tokenizer reads {tokenizer.in_channels} channels, video_shape is {tuple(video_shape)}"
+            )
+        model = cls(video_shape=tuple(video_shape), **config, **arguments)
+        model.tokenizer.load_state_dict(tokenizer.state_dict())
+        return model
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
+        config = {k: v for k, v in self.config().items() if k != "frame_contract"}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "frame_contract": self.frame_contract}
+
+    def set_context_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Centre and scale contexts from now on: `[D]` over training data, of contexts as they are now.
+
+        Entries that hardly vary are not blown up to unit variance, and their rounding errors with them.
+        """
+        self.context_mean.add_(mean * self.context_scale)
+        self.context_scale.mul_(std).clamp_(min=MIN_CONTEXT_SCALE)
+
+    # ---- contexts -------------------------------------------------------------------------------------------
+
+    def contexts(self, videos: Tensor, actions: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """`extract_context` with gradients, over the whole clip at once.
+
+        Args:
+            valid: bool `[B, T]`, False for frames before an episode's start; their contexts mean nothing.
+        """
+        self._check_frames(videos)
+        vectors, _ = self.tokenizer.stream_vectors(videos, None, valid)
+        raw, _ = self.predictor.encode(vectors, actions, valid=valid)
+        return self._over_timescales(self._normalize(raw), None, valid)[0]
+
+    def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
+
+        Args:
+            videos: `[B, T, C, H, W]`, any T >= 1; uint8, or float in [0, 1].
+            actions: `[B, T, A]`, the action that led to each frame; the first is ignored. For models with
+                `action_dim` only.
+        """
+        self._check_frames(videos)
+        self._check_actions(actions, videos.shape[:2])
+        chunk = self.video_shape[0]
+        contexts = []
+        with torch.inference_mode():
+            state = self.init_state(len(videos))
+            for start in range(0, videos.shape[1], chunk):
+                span = slice(start, start + chunk)
+                context, state = self._advance(videos[:, span], state, None if actions is None else actions[:, span])
+                contexts.append(context)
+            result = torch.cat(contexts, dim=1)
+        return result.clone()  # an ordinary tensor, so that heads can be trained on it
+
+    def init_state(self, batch_size: int) -> ContextState:
+        """The state of `batch_size` episodes that have not begun."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        recent = self.context_mean.new_zeros(batch_size, max(self.timescales) - 1, len(self.context_mean))
+        return ContextState(None, self.predictor.init_state(batch_size), recent)
+
+    def step(self, frames: Tensor, state: ContextState, actions: Tensor | None = None) -> tuple[Tensor, ContextState]:
+        """The contexts `[B, context_dim]` of the next frames, at a cost that does not depend on how many came before.
+
+        Args:
+            frames: `[B, C, H, W]`; uint8, or float in [0, 1].
+            state: of `init_state` or of the step before; it stays valid, so a step can be taken again.
+            actions: `[B, A]`, the action that led to each frame; ignored in rows whose episode begins.
+        """
+        if frames.ndim != 4:
+            raise ValueError(f"frames must have shape [B, C, H, W], got {tuple(frames.shape)}")
+        if len(frames) != len(state.seen):
+            raise ValueError(f"the state holds {len(state.seen)} rows, got {len(frames)} frames")
+        self._check_frames(frames[:, None])
+        self._check_actions(actions, frames.shape[:1])
+        with torch.inference_mode():
+            context, state = self._advance(frames[:, None], state, None if actions is None else actions[:, None])
+        return context[:, 0].clone(), state
+
+    def _advance(self, videos: Tensor, state: ContextState, actions: Tensor | None) -> tuple[Tensor, ContextState]:
+        vectors, past = self.tokenizer.stream_vectors(videos, state.past)
+        raw, predictor = self.predictor.encode(vectors, actions, state.predictor)
+        assert predictor is not None
+        contexts, recent = self._over_timescales(self._normalize(raw), state)
+        return contexts, ContextState(past, predictor, recent)
+
+    def _normalize(self, raw: Tensor) -> Tensor:
+        return (raw - self.context_mean) / self.context_scale
+
+    def _over_timescales(
+        self, contexts: Tensor, state: ContextState | None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Concatenate the means over the last 1, 4, 16 frames (those that exist); returns what to remember too."""
+        slowest, (batch, frames) = max(self.timescales), contexts.shape[:2]
+        if slowest == 1:
+            recent = state.recent if state else contexts.new_zeros(batch, 0, contexts.shape[2])
+            return contexts.repeat(1, 1, len(self.timescales)), recent
+        exists = torch.ones(batch, frames, dtype=torch.bool) if valid is None else valid.cpu()
+        if state is None:
+            before, seen = (
+                contexts.new_zeros(batch, slowest - 1, contexts.shape[2]),
+                torch.zeros(batch, dtype=torch.long),
+            )
+        else:
+            before, seen = state.recent, state.seen
+        known = torch.cat([torch.arange(slowest - 1, 0, -1) <= seen[:, None], exists], dim=1).to(contexts.device)
+        padded = torch.cat([before, contexts * exists[..., None].to(contexts)], dim=1)
+        means = []
+        for span in self.timescales:
+            reach = slice(slowest - span, None)
+            count = known[:, reach].unfold(1, span, 1).sum(-1).clamp_min(1)
+            means.append(padded[:, reach].unfold(1, span, 1).sum(-1) / count[..., None])
+        return torch.cat(means, dim=-1), padded[:, -(slowest - 1) :].clone()
+
+    def _check_frames(self, videos: Tensor) -> None:
+        if videos.ndim == 5 and videos.shape[2:] != torch.Size(self.video_shape[1:]):
+            raise ValueError(f"frames must be {self.video_shape[1:]} (C, H, W), got {tuple(videos.shape[2:])}")
+
+    def _check_actions(self, actions: Tensor | None, shape: Sequence[int]) -> None:
+        if actions is None:
+            return
+        if self.action_dim is None:
+            raise ValueError("actions were given, but the model was built with action_dim=None")
+        if actions.shape[:-1] != torch.Size(shape):
+            raise ValueError(f"actions must have shape {[*shape, self.action_dim]}, got {list(actions.shape)}")
+
+    # ---- training and looking -------------------------------------------------------------------------------
+
+    def forward(
+        self, videos: Tensor, num_context_frames: int, actions: Tensor | None = None, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Predict the frames after the first `num_context_frames`; see `PerceiverTokenPredictor.forward`."""
+        self._check_frames(videos)
+        return self.predictor(videos, num_context_frames, actions, condition)
+
+    def generate(
+        self,
+        videos: Tensor,
+        num_frames: int,
+        mode: GenerationMode = "autoregressive",
+        actions: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        steps: int = 8,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Continue clips by new frames `[B, num_frames, C, H, W]`; see `perceiver_obs.generation`."""
+        self._check_frames(videos)
+        return self.predictor.generate(videos, num_frames, mode, actions, temperature, top_k, top_p, steps, condition)
+
+    @torch.inference_mode()
+    def reconstruct(self, videos: Tensor) -> Tensor:
+        """Videos `[B, T, C, H, W]` through their tokens and back, in [0, 1]."""
+        self._check_frames(videos)
+        return self.tokenizer.decode(self.tokenizer.encode(videos)[0]).clamp(0, 1)

@@ -1,0 +1,108 @@
+"""The command `perceiver-obs`: one subcommand a job, each a dataclass of settings and a function that takes it."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from perceiver_obs.training.settings import parse_settings
+
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a subcommand's settings and function are; imported only when it runs."""
+
+    module: str
+    settings: str
+    function: str
+    summary: str
+
+
+JOBS = {
+    "collect": Job("envs.collect", "CollectSettings", "collect", "collect rollouts of a dm_control task"),
+    "train-tokenizer": Job(
+        "perceiver_obs.training.train_tokenizer",
+        "TrainTokenizerSettings",
+        "train_tokenizer",
+        "train frames to tokens and back",
+    ),
+    "train-predictor": Job(
+        "perceiver_obs.training.train_predictor",
+        "TrainPredictorSettings",
+        "train_predictor",
+        "train the Perceiver whose contexts foretell tokens",
+    ),
+    "train-policy": Job(
+        "agents.train_policy", "TrainPolicySettings", "train_policy", "train an SB3 policy on contexts, state or pixels"
+    ),
+    "evaluate": Job("agents.evaluate", "EvaluateSettings", "evaluate", "evaluate a trained policy"),
+    "generate": Job(
+        "perceiver_obs.training.generate", "GenerateSettings", "generate", "continue an episode: a picture and a GIF"
+    ),
+    "probe": Job(
+        "perceiver_obs.training.probe", "ProbeSettings", "probe", "measure how much of the state contexts carry"
+    ),
+    "report": Job(
+        "perceiver_obs.training.report", "ReportSettings", "report", "put several runs together into one HTML page"
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit code: 0, 2 for wrong input, 128 + signal when interrupted.
+
+    Wrong input is reported in one line; `--debug`, or PERCEIVER_OBS_DEBUG=1, shows where it came from.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("PERCEIVER_OBS_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else USAGE_ERROR
+    name, *options = arguments
+    if name not in JOBS:
+        print(f"perceiver-obs: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
+        return USAGE_ERROR
+    try:
+        run(name, options)
+    except KeyboardInterrupt as interrupt:
+        print(f"\nperceiver-obs {name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if debug:
+            raise
+        print(f"perceiver-obs {name}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def run(name: str, options: Sequence[str]) -> None:
+    """Parses a subcommand's options and runs it."""
+    job = JOBS[name]
+    module = import_module(job.module)
+    settings = parse_settings(getattr(module, job.settings), options, prog=f"perceiver-obs {name}")
+    getattr(module, job.function)(settings)
+
+
+def usage() -> str:
+    """The list of subcommands."""
+    width = max(map(len, JOBS))
+    lines = [f"  {name:{width}}  {job.summary}" for name, job in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: perceiver-obs COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "perceiver-obs COMMAND --help explains every setting; --settings FILE.json takes them from a file;",
+            "--debug shows the traceback of an error.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Batched streaming contexts over a frozen model: the one place that owns rows, resets and devices."""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+from perceiver_obs.devices import choose_device
+from perceiver_obs.hub import find_pretrained
+
+ModelLike = str | Path | CausalPerceiverIO
+Rows = Sequence[int] | np.ndarray | None
+
+
+class ContextEncoder:
+    """Contexts for a batch of running episodes, one row each.
+
+    The encoder holds a frozen copy of the model: neither `train()`, optimisers nor later changes of a model that
+    was passed in reach it. Models given by name are loaded once a process and shared.
+
+    Args:
+        model: a bundled name, a directory, a hub id, or a model.
+        num_rows: rows N of the batch.
+        device: "auto" takes a GPU where there is one, the CPU otherwise; or a torch device.
+
+    Attributes:
+        model: the frozen model.
+        context_dim: width D of the contexts.
+        frame_shape: `(H, W, C)` of the frames it reads.
+        action_dim: the most action dimensions it reads, or None.
+        fingerprint: hash of the weights.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: a broken checkpoint, an unknown or absent device, or `num_rows` below 1.
+    """
+
+    def __init__(self, model: ModelLike = "dmc-small", num_rows: int = 1, device: str | torch.device = "auto"):
+        if num_rows < 1:
+            raise ValueError(f"num_rows must be at least 1, got {num_rows}")
+        self.device = choose_device(device)
+        self.num_rows = num_rows
+        self.model = frozen_model(model, self.device)
+        _, channels, height, width = self.model.video_shape
+        self.frame_shape = (height, width, channels)
+        self.context_dim = self.model.context_dim
+        self.action_dim = self.model.action_dim
+        self.fingerprint = self.model.fingerprint
+        self.reset()
+
+    def reset(self, rows: Rows = None) -> None:
+        """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
+        if rows is None:
+            self._state = self.model.init_state(self.num_rows)
+        else:
+            mask = torch.zeros(self.num_rows, dtype=torch.bool)
+            mask[self._indices(rows)] = True
+            self._state = self._state.reset(mask)
+
+    def push(self, frames: np.ndarray, actions: np.ndarray | None = None, rows: Rows = None) -> np.ndarray:
+        """Contexts float32 `[N, D]` of the next frames.
+
+        Args:
+            frames: uint8 `[N, H, W, C]`.
+            actions: `[N, A]`, the action that led to each frame; ignored in rows whose episode begins.
+            rows: advance only these M rows; frames, actions and contexts then have M entries in their order.
+
+        Raises:
+            ValueError: frames, actions or rows of another shape, dtype or range.
+        """
+        if rows is None:
+            contexts, self._state = self._step(frames, actions, self._state)
+            return contexts
+        indices = self._indices(rows)
+        if not len(indices):
+            return np.zeros((0, self.context_dim), np.float32)
+        contexts, state = self._step(frames, actions, self._state.select(indices))
+        self._state = self._state.replace(indices, state)
+        return contexts
+
+    def peek(self, frames: np.ndarray, rows: Rows, actions: np.ndarray | None = None) -> np.ndarray:
+        """The contexts `[M, D]` that frames `[M, H, W, C]` would give in `rows`, with the state left as it was."""
+        indices = self._indices(rows)
+        if not len(indices):
+            return np.zeros((0, self.context_dim), np.float32)
+        return self._step(frames, actions, self._state.select(indices))[0]
+
+    def _step(
+        self, frames: np.ndarray, actions: np.ndarray | None, state: ContextState
+    ) -> tuple[np.ndarray, ContextState]:
+        frames = np.ascontiguousarray(frames)
+        expected = (len(state.seen), *self.frame_shape)
+        if frames.shape != expected or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 {expected} (rows, H, W, C), got {frames.dtype} {frames.shape}")
+        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
+        contexts, state = self.model.step(pixels, state, self._actions(actions, len(frames)))
+        return contexts.cpu().numpy().copy(), state
+
+    def _actions(self, actions: np.ndarray | None, count: int) -> Tensor | None:
+        if actions is None:
+            return None
+        if self.action_dim is None:
+            raise ValueError("actions were given, but the model reads none (action_dim=None)")
+        actions = np.asarray(actions, dtype=np.float32)
+        if actions.ndim != 2 or len(actions) != count or actions.shape[1] > self.action_dim:
+            raise ValueError(f"actions must be [{count}, up to {self.action_dim}], got {actions.shape}")
+        return torch.from_numpy(actions).to(self.device)
+
+    def _indices(self, rows: Rows) -> Tensor:
+        array = np.asarray(rows)
+        if array.dtype == bool:
+            if array.shape != (self.num_rows,):
+                raise ValueError(f"a row mask must have shape ({self.num_rows},), got {array.shape}")
+            array = np.flatnonzero(array)
+        if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+            raise ValueError(f"rows must be a sequence of row numbers or a bool mask, got {rows!r}")
+        if array.size and not (array.min() >= 0 and array.max() < self.num_rows):
+            raise ValueError(f"rows must lie in 0 to {self.num_rows - 1}, got {array.tolist()}")
+        if len(np.unique(array)) != array.size:
+            raise ValueError(f"rows must not repeat, got {array.tolist()}")
+        return torch.as_tensor(array.astype(np.int64))
+
+
+def frozen_model(model: ModelLike, device: torch.device) -> CausalPerceiverIO:
+    """A model in eval mode without gradients: shared for a name or directory, a copy of an object."""
+    if isinstance(model, CausalPerceiverIO):
+        return copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    if not isinstance(model, (str, Path)):
+        raise ValueError(
+            f"model must be a name, a directory, a hub id or a CausalPerceiverIO, got {type(model).__name__}"
+        )
+    directory = find_pretrained(model)
+    changed = tuple(sorted((f.name, f.stat().st_mtime_ns) for f in directory.iterdir() if f.is_file()))
+    return _load_shared(str(directory.resolve()), changed, device)
+
+
+@lru_cache(maxsize=8)
+def _load_shared(directory: str, changed: tuple, device: torch.device) -> CausalPerceiverIO:
+    return CausalPerceiverIO.from_pretrained(directory).requires_grad_(False).to(device)

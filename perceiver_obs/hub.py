@@ -1,0 +1,122 @@
+"""Saving and loading: a directory with `config.json` and `model.safetensors`, never pickle."""
+
+import json
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+class Pretrained(PyTorchModelHubMixin):
+    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module whose arguments are plain values."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, which `config.json` holds."""
+        return dict(self._hub_mixin_config)  # type: ignore[arg-type]
+
+    def save_pretrained(self, save_directory: str | Path, **push: Any) -> None:  # type: ignore[override]
+        """Write `config.json` and `model.safetensors` into a directory, each under a temporary name first."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        assert isinstance(self, nn.Module)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        (directory / (WEIGHTS_FILE + ".tmp")).write_bytes(save(weights))
+        os.replace(directory / (WEIGHTS_FILE + ".tmp"), directory / WEIGHTS_FILE)
+        config = {"class": type(self).__name__, "format_version": FORMAT_VERSION, **self.config()}
+        (directory / (CONFIG_FILE + ".tmp")).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.replace(directory / (CONFIG_FILE + ".tmp"), directory / CONFIG_FILE)
+        if push.pop("push_to_hub", False):
+            self.push_to_hub(**push)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:  # type: ignore[override]
+        """Load weights and configuration, in eval mode on the CPU.
+
+        Args:
+            name: a directory, the name of a bundled model (`bundled_models()`), or a Hugging Face hub id.
+            revision: branch, tag or commit, for hub ids only.
+
+        Raises:
+            FileNotFoundError: no such directory or bundled model.
+            ValueError: a file is missing, cut short, of another version or of another class, or its tensors do
+                not fit the configuration.
+        """
+        directory = find_pretrained(name, revision)
+        config = _read_config(directory / CONFIG_FILE, cls.__name__)
+        weights = directory / WEIGHTS_FILE
+        try:
+            with safe_open(weights, "pt") as tensors:
+                shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                model = _build(cls, config, directory, shapes)
+                state = {key: tensors.get_tensor(key) for key in shapes}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{weights} is missing or not a whole safetensors file: {error}") from error
+        model.load_state_dict(state)
+        model.eval()
+        return model
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models that ship in the package, by name."""
+    root = Path(str(files("perceiver_obs"))) / "pretrained"
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG_FILE}"))}
+
+
+def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
+    """The directory of a model given as directory, bundled name or hub id (which is downloaded)."""
+    if Path(name).is_dir():
+        return Path(name)
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    if isinstance(name, str) and _HUB_ID.match(name) and not name.startswith("."):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        except Exception as error:
+            raise FileNotFoundError(f"no directory {name!r} here, and the hub did not give it: {error}") from error
+    raise FileNotFoundError(f"model {name!r} is neither a directory, a hub id, nor one of {sorted(bundled)}")
+
+
+def _read_config(path: Path, class_name: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} holds no {path.name}: not a saved model") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    saved_class, version = config.pop("class", None), config.pop("format_version", None)
+    if saved_class != class_name:
+        raise ValueError(f"{path} describes a {saved_class}, expected a {class_name}")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version!r}, this version reads {FORMAT_VERSION}")
+    return config
+
+
+def _build(cls: type, config: dict[str, Any], directory: Path, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """Build the model only if its tensors are those of the file: absurd sizes must not be allocated."""
+    try:
+        with torch.device("meta"):
+            sketch = cls(**config)
+    except Exception as error:
+        raise ValueError(f"{directory / CONFIG_FILE} does not describe a {cls.__name__}: {error}") from error
+    expected = {key: tuple(tensor.shape) for key, tensor in sketch.state_dict().items()}
+    if expected != shapes:
+        differing = sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
+        raise ValueError(
+            f"{directory / WEIGHTS_FILE} does not fit its config.json: {len(differing)} tensors differ, "
+            f"first {differing[0]!r} (file {shapes.get(differing[0])}, config {expected.get(differing[0])})"
+        )
+    return cls(**config)

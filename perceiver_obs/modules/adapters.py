@@ -1,0 +1,95 @@
+"""What turns tokens, actions and positions into Perceiver inputs."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from perceiver_obs.modules.causal_conv import CausalConv
+
+
+def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+    """Sine and cosine features `[height * width, channels]` of grid coordinates, for any grid.
+
+    Half of the channels code the row, half the column, at wavelengths of 2π to 2π·100 tokens
+    (Vaswani et al. 2017, arXiv:1706.03762, with a base that suits small grids).
+    """
+    quarter = math.ceil(channels / 4)
+    frequencies = 100 ** (-torch.arange(quarter, device=device) / quarter)
+    rows = torch.arange(height, device=device)[:, None, None].expand(height, width, 1) * frequencies
+    columns = torch.arange(width, device=device)[None, :, None].expand(height, width, 1) * frequencies
+    features = torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=-1)
+    return features.flatten(0, 1)[:, :channels]
+
+
+class TokenAdapter(nn.Module):
+    """Code vectors to Perceiver inputs: centre, scale, join with the frame before, add the position.
+
+    A scene's background hardly changes; centring every position by its own mean lets the few tokens that move
+    stand out. `set_statistics` fits mean and scale on data; they are saved with the weights.
+
+    Args:
+        grid: `(h, w)` to centre each position by itself; None centres each channel, for any grid.
+        time_kernel: frames that each input reads at its position.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, code_dim: int, channels: int, grid: tuple[int, int] | None, time_kernel: int):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
+        self.register_buffer("scale", torch.ones(code_dim))
+        self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
+        self.position = nn.Linear(channels, channels)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """`mean` `[h, w, code_dim]` or `[code_dim]`, `std` `[code_dim]`, of the training frames' code vectors."""
+        self.mean.copy_(mean if self.mean.shape[:2] != (1, 1) or mean.ndim == 1 else mean.mean((0, 1)))
+        self.scale.copy_(std.clamp_min(1e-4))
+
+    def standardize(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.mean) / self.scale
+
+    def forward(
+        self, vectors: Tensor, past: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inputs `[B, T, h * w, channels]` of code vectors `[B, T, h, w, code_dim]`."""
+        height, width = vectors.shape[2:4]
+        x = rearrange(self.standardize(vectors), "b t h w c -> b t c h w")
+        x, past = self.project(x, past, valid)
+        return rearrange(x, "b t c h w -> b t (h w) c") + self.positions(height, width), past
+
+    def positions(self, height: int, width: int) -> Tensor:
+        return self.position(grid_positions(height, width, self.channels, self.mean.device))
+
+
+class ActionAdapter(nn.Module):
+    """Actions `[..., action_dim]` to one input each; a learned vector stands for "no action"."""
+
+    def __init__(self, action_dim: int, channels: int):
+        super().__init__()
+        self.action_dim = action_dim
+        self.project = nn.Linear(action_dim, channels)
+        self.none = nn.Parameter(torch.randn(channels) * 0.02)
+
+    def forward(self, actions: Tensor | None, known: Tensor | None, shape: Sequence[int]) -> Tensor:
+        """Inputs `[*shape, channels]`; "no action" where `actions` is None or the mask `known` is False."""
+        if actions is None:
+            return self.none.expand(*shape, -1)
+        projected = self.project(actions)
+        return projected if known is None else torch.where(known[..., None], projected, self.none)
+
+
+def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tensor:
+    """Check actions `[*shape, A]` with A <= action_dim and fill the missing dimensions with zeros."""
+    if actions.shape[:-1] != torch.Size(shape) or actions.shape[-1] > action_dim:
+        raise ValueError(
+            f"actions must have shape {[*shape, action_dim]} (or a smaller last axis), got {tuple(actions.shape)}"
+        )
+    if not actions.isfinite().all():
+        raise ValueError("actions hold NaN or infinite values")
+    return torch.nn.functional.pad(actions.float(), (0, action_dim - actions.shape[-1]))

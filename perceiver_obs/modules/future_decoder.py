@@ -1,0 +1,73 @@
+"""From one context to a later frame: queries that see nothing of the past but the context."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from perceiver_obs.modules.perceiver import PerceiverDecoder
+
+
+class FutureDecoder(nn.Module):
+    """One query for each position of a frame reads the context, the actions in between and a condition.
+
+    The context is expanded to `num_memory_vectors` vectors for the queries to attend to.
+    """
+
+    def __init__(
+        self,
+        context_dim: int,
+        channels: int,
+        code_dim: int,
+        max_horizon: int,
+        condition_dim: int | None,
+        num_memory_vectors: int,
+        num_heads: int,
+        num_layers: int,
+        widening_factor: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.num_memory_vectors = num_memory_vectors
+        self.expand = nn.Linear(context_dim, num_memory_vectors * channels)
+        self.condition = nn.Linear(condition_dim, channels) if condition_dim else None
+        self.horizon = nn.Embedding(max_horizon + 1, channels)
+        self.mask_token = nn.Parameter(torch.randn(channels) * 0.02)
+        self.visible_token = nn.Linear(code_dim, channels)
+        self.decoder = PerceiverDecoder(channels, num_heads, num_layers, widening_factor, dropout)
+
+    def forward(
+        self,
+        contexts: Tensor,
+        horizons: Tensor,
+        positions: Tensor,
+        actions: Tensor | None = None,
+        condition: Tensor | None = None,
+        visible: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden vectors `[X, P, C]` of the frames `horizons` steps after the contexts.
+
+        Args:
+            contexts: `[X, context_dim]`.
+            horizons: int64 `[X]`, 0 (the context's own frame) to `max_horizon`.
+            positions: `[P, C]`, one for each query.
+            actions: adapted actions `[X, K, C]` after the context, in order; those past the horizon are masked.
+            condition: `[X, condition_dim]`; None counts as zeros.
+            visible: standardised code vectors `[X, P, code_dim]`, and bool `[X, P]` that is True where they are
+                given; the other positions get the mask token.
+        """
+        memory = [rearrange(self.expand(contexts), "x (m c) -> x m c", m=self.num_memory_vectors)]
+        known = [torch.ones(memory[0].shape[:2], dtype=torch.bool, device=contexts.device)]
+        if actions is not None and actions.shape[1]:
+            steps = torch.arange(1, actions.shape[1] + 1, device=contexts.device)
+            memory.append(actions + self.horizon(steps))
+            known.append(steps <= horizons[:, None])
+        if self.condition is not None:
+            if condition is None:
+                condition = contexts.new_zeros(len(contexts), self.condition.in_features)
+            memory.append(self.condition(condition)[:, None])
+            known.append(known[0][:, :1])
+        queries = self.mask_token.expand(len(contexts), len(positions), -1)
+        if visible is not None:
+            queries = torch.where(visible[1][..., None], self.visible_token(visible[0]), queries)
+        queries = queries + positions + self.horizon(horizons)[:, None]
+        return self.decoder(queries, torch.cat(memory, dim=1), torch.cat(known, dim=1))

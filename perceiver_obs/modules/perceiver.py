@@ -1,0 +1,120 @@
+"""The Perceiver: latents that read a window of frames, and queries that read a memory.
+
+Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795) with a cross-attention that is causal and windowed in time.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_obs.modules.attention import MLP, Attention, CrossAttentionBlock, SelfAttentionBlock, TrainingDropout
+from perceiver_obs.modules.frame_memory import FrameMemory
+
+
+class CausalPerceiverEncoder(nn.Module):
+    """Latents of frame t: cross-attention to the inputs of frames t - window + 1 … t, then self-attention.
+
+    All mixing over time happens in that one cross-attention. Time enters as a learned bias for each head, latent
+    and age of a frame (relative positions, as in T5, arXiv:1910.10683): nothing depends on absolute time or on
+    the length of the clip, and keys and values of a frame are computed once.
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        channels: int,
+        window: int,
+        num_cross_attention_heads: int,
+        num_self_attention_heads: int,
+        num_self_attention_layers: int,
+        widening_factor: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.window = window
+        # Latents start far apart and their attention selective: what starts alike is slow to become different.
+        self.latents = nn.Parameter(torch.randn(num_latents, channels))
+        self.input_mlp = MLP(channels, widening_factor, dropout)
+        self.input_norm = nn.LayerNorm(channels)
+        self.cross_attention = Attention(channels, num_cross_attention_heads)
+        nn.init.normal_(self.cross_attention.queries.weight, std=2 / channels**0.5)
+        self.age_bias = nn.Parameter(_spread_over_ages(num_cross_attention_heads, num_latents, window))
+        self.dropout = TrainingDropout(dropout)
+        self.mlp = MLP(channels, widening_factor, dropout)
+        self.blocks = nn.Sequential(
+            *(
+                SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
+                for _ in range(num_self_attention_layers)
+            )
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        memory: FrameMemory | None = None,
+        valid: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> tuple[Tensor, FrameMemory | None]:
+        """Latents `[B, T, N, C]` of inputs `[B, T, P, C]`, P inputs a frame.
+
+        Args:
+            memory: the frames before, for streaming; None reads the clip alone, with gradients.
+            valid: bool `[B, T]`, frames that exist (without memory only). The latents of the others mean nothing.
+            only: int64 `[A]`, frames to compute latents of, instead of all T.
+        """
+        batch, frames, per_frame, _ = inputs.shape
+        # Binds what a token is to where it is: attention alone averages over the two separately.
+        inputs = inputs + self.input_mlp(inputs)
+        keys, values = self.cross_attention.keys_values(self.input_norm(inputs))
+        if memory is not None:
+            memory, keys, values, valid = memory.append(keys, values)
+        mask = self._mask(frames, keys.shape[1], None if valid is None else valid.to(inputs.device))
+        if only is not None:
+            mask, frames = mask[:, :, only], len(only)
+        mask = mask[..., None].expand(*mask.shape, per_frame).flatten(-2)
+        latents = self.latents.expand(batch, frames, -1, -1).flatten(1, 2)
+        attended = self.cross_attention(latents, keys.flatten(1, 2), values.flatten(1, 2), mask.flatten(2, 3))
+        latents = latents + self.dropout(attended)
+        latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
+        return self.norm(self.blocks(latents)).unflatten(0, (batch, frames)), memory
+
+    def _mask(self, frames: int, total: int, valid: Tensor | None) -> Tensor:
+        """Attention bias `[1 or B, heads, T, N, S]` of the last T of S frames towards all of them."""
+        position = torch.arange(total, device=self.age_bias.device)
+        age = position[total - frames :, None] - position
+        in_window = (age >= 0) & (age < self.window)
+        bias = self.age_bias[:, :, age.clamp(0, self.window - 1)].transpose(1, 2)[None]
+        visible = in_window[None]
+        if valid is not None:
+            # A frame always sees itself: a softmax over nothing would be NaN.
+            visible = in_window & (valid[:, None, :] | (age == 0))
+        return bias.masked_fill(~visible[:, None, :, None, :], float("-inf"))
+
+
+def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:
+    """Initial age bias `[heads, latents, window]`: half prefer the current frame, half one of the past each."""
+    index = torch.arange(num_heads * num_latents).view(num_latents, num_heads).T
+    preferred = torch.where(index % 2 == 0, 0, (index // 2) % window)
+    return -0.5 * (torch.arange(window) - preferred[..., None]).abs().float()
+
+
+class PerceiverDecoder(nn.Module):
+    """Queries that read a memory and one another, in blocks of cross- and self-attention."""
+
+    def __init__(self, channels: int, num_heads: int, num_layers: int, widening_factor: int, dropout: float):
+        super().__init__()
+        self.cross_blocks = nn.ModuleList(
+            CrossAttentionBlock(channels, num_heads, widening_factor, dropout) for _ in range(num_layers)
+        )
+        self.self_blocks = nn.ModuleList(
+            SelfAttentionBlock(channels, num_heads, widening_factor, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[X, P, C]` for queries `[X, P, C]` over memory `[X, M, C]`; the bool mask `[X, M]` is True where known."""
+        if mask is not None:
+            mask = mask[:, None, None, :]
+        for cross_block, self_block in zip(self.cross_blocks, self.self_blocks):
+            queries = self_block(cross_block(queries, memory, mask))
+        return self.norm(queries)

@@ -1,0 +1,303 @@
+"""Tokens to future tokens, through one context vector per frame."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from perceiver_obs.generation import GenerationMode, generate
+from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
+from perceiver_obs.modules.frame_memory import FrameMemory
+from perceiver_obs.modules.future_decoder import FutureDecoder
+from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
+from perceiver_obs.modules.sampling import GREEDY, Sampling
+from perceiver_obs.modules.token_head import ResidualTokenHead
+from perceiver_obs.tokenizer import VQPTTokenizer
+
+PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PredictorState:
+    """What streaming carries from frame to frame: a value, never changed in place."""
+
+    memory: FrameMemory
+    past: Tensor | None = None
+
+    def map_rows(self, memory: FrameMemory, change: Callable[[Tensor], Tensor]) -> "PredictorState":
+        return PredictorState(memory, None if self.past is None else change(self.past))
+
+
+class PerceiverTokenPredictor(nn.Module):
+    """A causal Perceiver reads frames; queries that see only its context predict the tokens of later frames.
+
+    Reading: the code vectors of frame t (continuous for real frames, looked up for generated ones) and the
+    action that led to it enter the window of the last `sequence_length` frames; latents attend to it; their mean
+    is the context of frame t. Predicting k frames ahead: the context, expanded to a few memory vectors, the k
+    actions in between and an optional condition are read by one query for each position of the frame. As
+    nothing else reaches the queries, the context has to carry whatever the future depends on.
+
+    Args:
+        tokenizer: gives and decodes the tokens.
+        num_latents: latents N of the Perceiver.
+        num_latent_channels: their width, and that of the context.
+        num_cross_attention_heads: heads of every attention.
+        num_self_attention_layers: self-attention blocks over the latents of a frame.
+        widening_factor: hidden width of the MLPs over `num_latent_channels`.
+        dropout: in training passes only.
+        sequence_length: frames that a context sees, and the farthest horizon predicted in one go.
+        action_dim: read actions of up to this many dimensions (fewer are padded with zeros); None reads none.
+        condition_dim: width of a goal or instruction embedding that predictions are conditioned on.
+        context_dim: width of the contexts; `num_latent_channels` unless given.
+        grid: `(h, w)` of the tokens, to centre each position by itself; None serves any frame size.
+        num_decoder_layers: blocks of the queries.
+        num_memory_vectors: vectors that a context is expanded to for the queries.
+        token_time_kernel: frames joined in each of the Perceiver's inputs; 2 shows it local motion.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQPTTokenizer,
+        num_latents: int = 128,
+        num_latent_channels: int = 256,
+        num_cross_attention_heads: int = 8,
+        num_self_attention_layers: int = 6,
+        widening_factor: int = 4,
+        dropout: float = 0.1,
+        sequence_length: int = 16,
+        action_dim: int | None = None,
+        condition_dim: int | None = None,
+        *,
+        context_dim: int | None = None,
+        grid: tuple[int, int] | None = None,
+        num_decoder_layers: int = 2,
+        num_memory_vectors: int = 8,
+        token_time_kernel: int = 2,
+    ):
+        super().__init__()
+        for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
+            if not 1 <= value <= 8192:
+                raise ValueError(f"{name} must lie in 1 to 8192, got {value}")
+        if tokenizer.temporal_downsample:
+            raise ValueError("the predictor needs one set of tokens a frame: a tokenizer without temporal_downsample")
+        channels = num_latent_channels
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.action_dim = action_dim
+        self.condition_dim = condition_dim
+        self.token_adapter = TokenAdapter(tokenizer.code_dim, channels, grid, token_time_kernel)
+        self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
+        self.encoder = CausalPerceiverEncoder(
+            num_latents,
+            channels,
+            sequence_length,
+            num_cross_attention_heads,
+            num_cross_attention_heads,
+            num_self_attention_layers,
+            widening_factor,
+            dropout,
+        )
+        self.to_context = nn.Identity() if context_dim is None else nn.Linear(channels, context_dim)
+        self.context_dim = context_dim or channels
+        self.future = FutureDecoder(
+            self.context_dim,
+            channels,
+            tokenizer.code_dim,
+            sequence_length,
+            condition_dim,
+            num_memory_vectors,
+            num_cross_attention_heads,
+            num_decoder_layers,
+            widening_factor,
+            dropout,
+        )
+        self.head = ResidualTokenHead(
+            channels, tokenizer.num_quantizers, tokenizer.num_codes, tokenizer.quantizer.inner_dim
+        )
+        self.regression = nn.Linear(channels, tokenizer.code_dim)
+        self.inverse_dynamics = (
+            nn.Sequential(nn.Linear(2 * self.context_dim, channels), nn.GELU(), nn.Linear(channels, action_dim))
+            if action_dim
+            else None
+        )
+
+    @property
+    def receptive_field(self) -> int:
+        """Frames that a context depends on, its own included."""
+        return self.sequence_length + self.token_adapter.project.time_kernel - 1
+
+    def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
+        self.token_adapter.set_statistics(mean, std)
+
+    # ---- reading frames -------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size: int) -> PredictorState:
+        return PredictorState(FrameMemory.empty(batch_size, self.sequence_length))
+
+    def encode(
+        self,
+        vectors: Tensor,
+        actions: Tensor | None = None,
+        state: PredictorState | None = None,
+        valid: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> tuple[Tensor, PredictorState | None]:
+        """Contexts `[B, T, D]` of code vectors `[B, T, h, w, code_dim]`: the mean of each frame's latents.
+
+        Args:
+            actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
+            state: of the frames before, for streaming.
+            valid: bool `[B, T]`, frames that exist (without state only).
+            only: int64 `[A]`, frames to compute contexts of, instead of all T.
+        """
+        batch, frames = vectors.shape[:2]
+        inputs, past = self.token_adapter(vectors, state.past if state else None, valid)
+        if self.action_adapter is not None:
+            if actions is not None:
+                actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
+            known = self._action_known(batch, frames, state, valid).to(vectors.device)
+            action_inputs = self.action_adapter(actions, known, (batch, frames))
+            inputs = torch.cat([inputs, action_inputs[:, :, None]], dim=2)
+        latents, memory = self.encoder(inputs, state.memory if state else None, valid, only)
+        return self.to_context(latents.mean(dim=2)), None if memory is None else PredictorState(memory, past)
+
+    def _action_known(self, batch: int, frames: int, state: PredictorState | None, valid: Tensor | None) -> Tensor:
+        """Bool `[B, T]`: frames that another frame of their episode came before."""
+        if state is not None:
+            return state.memory.seen[:, None] + torch.arange(frames) > 0
+        if valid is not None:
+            return F.pad(valid[:, :-1], (1, 0), value=False)
+        return (torch.arange(frames) > 0).expand(batch, -1)
+
+    # ---- predicting tokens ----------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        contexts: Tensor,
+        horizons: Tensor,
+        actions: Tensor | None = None,
+        condition: Tensor | None = None,
+        visible: tuple[Tensor, Tensor] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Hidden vectors `[X, h * w, C]` of the frames `horizons` steps after the contexts.
+
+        Args:
+            contexts: `[X, D]`.
+            horizons: int64 `[X]`, 0 (the context's own frame) to `sequence_length`.
+            actions: `[X, K, A]`, the actions after the context, in order; those past the horizon are masked.
+            condition: `[X, condition_dim]`.
+            visible: code vectors `[X, h, w, code_dim]` and bool `[X, h, w]` that is True where they are given.
+            grid: `(h, w)`; needed where nothing is visible.
+        """
+        height, width = visible[0].shape[1:3] if visible else grid or self.token_adapter.mean.shape[:2]
+        adapted = None
+        if self.action_adapter is not None and actions is not None:
+            actions = pad_actions(actions, self.action_adapter.action_dim, actions.shape[:2])
+            adapted = self.action_adapter(actions, None, actions.shape[:2])
+        if visible is not None:
+            visible = (self.token_adapter.standardize(visible[0]).flatten(1, 2), visible[1].flatten(1, 2))
+        positions = self.token_adapter.positions(height, width)
+        return self.future(contexts, horizons, positions, adapted, condition, visible)
+
+    def forward(
+        self,
+        videos: Tensor,
+        num_context_frames: int,
+        actions: Tensor | None = None,
+        condition: Tensor | None = None,
+        perceptual_distance: PerceptualDistance | None = None,
+        perceptual_weight: float = 0.1,
+    ) -> dict[str, Tensor]:
+        """Predict frames `num_context_frames` … T - 1 from the ones before, each in one go from the same context.
+
+        Args:
+            videos: `[B, T, C, H, W]`.
+            num_context_frames: 1 to T - 1; at most `sequence_length` frames can remain.
+            actions: `[B, T, A]`, the action that led to each frame.
+            condition: `[B, condition_dim]`.
+            perceptual_distance: of predicted and true frames `[X, C, H, W]`, added to the loss times
+                `perceptual_weight` (`perceiver_obs.training.perceptual` has one).
+
+        Returns:
+            `logits` `[B, T - ctx, h, w(, Q), num_codes]` (codebooks after the first given the true ones before),
+            `predicted_tokens` `[B, T - ctx, h, w(, Q)]` (most likely, codebook by codebook), `reconstructed`
+            `[B, T, C, H, W]` (decoded true tokens of the context frames, then the predicted ones) and `loss`:
+            cross-entropy, plus the perceptual distance where one is given.
+        """
+        batch, frames = videos.shape[:2]
+        future = frames - num_context_frames
+        if not 1 <= num_context_frames < frames:
+            raise ValueError(
+                f"num_context_frames must lie in 1 to {frames - 1} for {frames} frames, got {num_context_frames}"
+            )
+        if future > self.sequence_length:
+            raise ValueError(f"at most sequence_length={self.sequence_length} frames can be predicted, got {future}")
+        condition = self.check_condition(condition, batch)
+        vectors = self.tokenizer.encode_vectors(videos)
+        tokens = self.tokenizer.unpack(self.tokenizer.quantize(vectors)[1])
+        past_actions = None if actions is None else actions[:, :num_context_frames]
+        contexts, _ = self.encode(vectors[:, :num_context_frames], past_actions)
+        horizons = torch.arange(1, future + 1, device=videos.device).repeat(batch)
+        hidden = self.predict(
+            contexts[:, -1].repeat_interleave(future, 0),
+            horizons,
+            None if actions is None else actions[:, num_context_frames:].repeat_interleave(future, 0),
+            None if condition is None else condition.repeat_interleave(future, 0),
+            grid=(vectors.shape[2], vectors.shape[3]),
+        )
+        target = rearrange(tokens[:, num_context_frames:], "b t h w q -> (b t) (h w) q")
+        logits = self.head(hidden, self.tokenizer.quantizer.partial_sums(target))
+        loss = F.cross_entropy(logits.flatten(0, -2), target.flatten())
+        if perceptual_distance is not None:
+            real = self.tokenizer.check(videos)[:, num_context_frames:].flatten(0, 1)
+            expected = self.decode_expected(logits, (vectors.shape[2], vectors.shape[3]))
+            loss = loss + perceptual_weight * perceptual_distance(expected, real)
+        with torch.no_grad():
+            drawn, _ = self.head.sample(hidden, self.tokenizer.quantizer, GREEDY)
+            unflatten = {"b": batch, "h": vectors.shape[2]}
+            predicted = rearrange(drawn, "(b t) (h w) q -> b t h w q", **unflatten)
+            shown = torch.cat([tokens[:, :num_context_frames], predicted], dim=1)
+            reconstructed = self.tokenizer.decode_vectors(self.tokenizer.quantizer.lookup(shown))
+        logits = rearrange(logits, "(b t) (h w) q k -> b t h w q k", **unflatten)
+        single = self.tokenizer.num_quantizers == 1
+        return {
+            "logits": logits[..., 0, :] if single else logits,
+            "predicted_tokens": predicted[..., 0] if single else predicted,
+            "reconstructed": reconstructed,
+            "loss": loss,
+        }
+
+    def check_condition(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        if condition is None:
+            return None
+        if self.condition_dim is None:
+            raise ValueError("a condition was given, but the predictor was built with condition_dim=None")
+        if condition.shape != (batch, self.condition_dim):
+            raise ValueError(f"condition must have shape {[batch, self.condition_dim]}, got {list(condition.shape)}")
+        return condition.float()
+
+    def decode_expected(self, logits: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Frames `[X, C, H, W]` that logits `[X, h * w, Q, num_codes]` decode to on average; differentiable."""
+        vectors = self.tokenizer.quantizer.expected_vectors(logits.softmax(-1)).unflatten(1, grid)
+        return self.tokenizer.decode_vectors(vectors[:, None])[:, 0]
+
+    def generate(
+        self,
+        videos: Tensor,
+        num_frames: int,
+        mode: GenerationMode = "autoregressive",
+        actions: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        steps: int = 8,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Continue clips by `num_frames` frames `[B, num_frames, C, H, W]`; see `perceiver_obs.generation`."""
+        sampling = Sampling(temperature, top_k, top_p)
+        return generate(self, videos, num_frames, mode, actions, sampling, steps, condition)

@@ -1,0 +1,61 @@
+"""Opening rollout datasets for training: do they fit together, and which episodes are held out?"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from envs.rollouts import RolloutDataset
+
+MUST_AGREE = ("size", "channels")
+
+
+def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
+    """Opens datasets to be mixed.
+
+    Raises ValueError for a path without a dataset, for one without two whole episodes, or if the frames differ
+    in size or channels.
+    """
+    datasets = [RolloutDataset(path) for path in paths]
+    for path, dataset in zip(paths, datasets):
+        if len(dataset) < 2:
+            raise ValueError(f"{path} holds {len(dataset)} whole episode, at least 2 are needed to hold one out")
+        for name in MUST_AGREE:
+            value, first = (d.meta["frame_contract"][name] for d in (dataset, datasets[0]))
+            if value != first:
+                raise ValueError(f"{path} has {name}={value!r} but {paths[0]} has {first!r}; mix only alike frames")
+    return datasets
+
+
+def joint_contract(datasets: Sequence[RolloutDataset]) -> dict[str, Any]:
+    """The frame contract of a model trained on these datasets: None where they differ, all their tasks, and a
+    fingerprint of the data."""
+    contracts = [dataset.meta["frame_contract"] for dataset in datasets]
+    joint = {
+        name: value if all(contract.get(name) == value for contract in contracts) else None
+        for name, value in contracts[0].items()
+    }
+    fingerprints = sorted(dataset.fingerprint for dataset in datasets)
+    return {
+        **joint,
+        "tasks": sorted({task for contract in contracts for task in contract["tasks"]}),
+        "data_fingerprint": hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+    }
+
+
+def split_episodes(dataset: RolloutDataset, held_out_fraction: float) -> tuple[list[int], list[int]]:
+    """Positions in a dataset of the training and of the held-out episodes, at least one of each.
+
+    Which side an episode falls on depends on its number, so that it stays there as a dataset grows.
+    """
+    places = [_place(number) for number in dataset.indices]
+    held_out = {position for position, place in enumerate(places) if place < held_out_fraction}
+    held_out |= {int(np.argmin(places))}
+    held_out -= {int(np.argmax(places))}
+    return [position for position in range(len(dataset)) if position not in held_out], sorted(held_out)
+
+
+def _place(number: int) -> float:
+    """Evenly spread over [0, 1), fixed for each episode number."""
+    return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") / 2**64

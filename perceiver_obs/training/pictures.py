@@ -1,0 +1,187 @@
+"""Pictures of a run as PNG bytes: plain, labelled, readable without the code at hand."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceiver_obs.training.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Frames = NDArray[np.uint8]
+DOTS_PER_INCH = 110
+CELL_PIXELS, CELL_GAP, TABLE_PIXELS = 96, 4, 1200
+COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
+
+
+def reconstructions(originals: Frames, decoded: Frames) -> bytes:
+    """Originals `[N, H, W, 3]` above what the tokens decode to, and their absolute difference (×4)."""
+    difference = np.abs(originals.astype(np.int16) - decoded.astype(np.int16))
+    rows = {"original": originals, "from tokens": decoded, "difference ×4": np.minimum(4 * difference, 255)}
+    return frame_table({name: frames.astype(np.uint8) for name, frames in rows.items()})
+
+
+def filmstrip(happened: Frames, predicted: Frames, every: int = 1) -> bytes:
+    """What happened `[T, H, W, 3]` above what a model predicted for the last of these frames `[N, H, W, 3]`.
+
+    Every `every`-th predicted frame is shown, and the last one that the model saw.
+    """
+    ahead = np.arange(every, len(predicted) + 1, every)
+    first = len(happened) - len(predicted) - 1
+    unseen = np.full((1, *happened.shape[1:]), 255, np.uint8)
+    rows = {
+        "happened": happened[first + np.concatenate([[0], ahead])],
+        "predicted": np.concatenate([unseen, predicted[ahead - 1]]),
+    }
+    return frame_table(rows, ["last seen", *(f"+{number}" for number in ahead)])
+
+
+def write_gif(path: Path, happened: Frames, predicted: Frames, frames_per_second: float, scale: int = 4) -> None:
+    """An animation: what happened on the left, on the right what the model saw and then predicted.
+
+    A bar above the right half is grey while the model sees and orange while it predicts.
+    """
+    from PIL import Image
+
+    num_seen = len(happened) - len(predicted)
+    right = np.concatenate([happened[:num_seen], predicted])
+    images = []
+    for time, halves in enumerate(zip(happened, right)):
+        large = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in halves]
+        gap = np.full((large[0].shape[0], scale, 3), 255, np.uint8)
+        picture = np.concatenate([large[0], gap, large[1]], axis=1)
+        bar = np.full((2 * scale, picture.shape[1], 3), 255, np.uint8)
+        bar[:, large[0].shape[1] + scale :] = (160, 160, 160) if time < num_seen else (217, 115, 13)
+        images.append(Image.fromarray(np.concatenate([bar, picture])))
+    buffer = io.BytesIO()
+    duration = round(1000 / frames_per_second)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+    write_atomically(path, buffer.getvalue())
+
+
+def frame_table(rows: Mapping[str, Frames], columns: Sequence[str] = ()) -> bytes:
+    """Rows of frames `[N, H, W, 3]` under column labels, enlarged by whole numbers only."""
+    count, height, width, _ = next(iter(rows.values())).shape
+    scale = max(1, min(round(CELL_PIXELS / width), TABLE_PIXELS // (count * width)))
+    cell_height, cell_width = scale * height + CELL_GAP, scale * width + CELL_GAP
+    table = np.full((len(rows) * cell_height, count * cell_width, 3), 255, np.uint8)
+    for row, frames in enumerate(rows.values()):
+        for column, frame in enumerate(frames):
+            top, left = row * cell_height, column * cell_width
+            large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+            table[top : top + scale * height, left : left + scale * width] = large
+    size = (table.shape[1] / DOTS_PER_INCH, table.shape[0] / DOTS_PER_INCH)
+    figure, axes = _figure(*size, 1, 1)
+    axis = axes[0, 0]
+    axis.imshow(table, interpolation="nearest")
+    axis.set_axis_off()
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    for row, name in enumerate(rows):
+        axis.text(-6, (row + 0.5) * cell_height, name, ha="right", va="center", fontsize=9)
+    for column, name in enumerate(columns):
+        axis.text((column + 0.5) * cell_width, -6, name, ha="center", va="bottom", fontsize=8)
+    return _png(figure)
+
+
+def code_usage(counts: NDArray[np.int64]) -> bytes:
+    """How often each code is used, most frequent first, one panel a codebook; counts `[Q, num_codes]`."""
+    figure, axes = _figure(3.2 * len(counts), 2.4, 1, len(counts), sharey=True)
+    for number, (axis, usage) in enumerate(zip(axes[0], counts)):
+        share = np.sort(usage)[::-1] / max(usage.sum(), 1)
+        axis.fill_between(np.arange(len(share)), share, step="mid", color=COLORS[0], alpha=0.85, linewidth=0)
+        axis.set_yscale("log")
+        used = np.count_nonzero(usage)
+        axis.set_title(f"codebook {number + 1}: {used} of {len(usage)} codes used", fontsize=9)
+        axis.set_xlabel("code, most frequent first", fontsize=8)
+        _tidy(axis)
+    axes[0, 0].set_ylabel("share of tokens", fontsize=8)
+    return _png(figure)
+
+
+def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> bytes:
+    """Panels by title, each with lines by name: their x (steps) and y values."""
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, axes = _figure(4.4 * num_columns, 2.7 * num_rows, num_rows, num_columns)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, lines) in zip(axes.flat, panels.items()):
+        for color, (name, (steps, values)) in zip(COLORS, lines.items()):
+            marker = "o" if len(steps) <= 20 else None
+            axis.plot(steps, values, label=name, color=color, linewidth=1.3, marker=marker, markersize=3)
+        positive = [v for _, values in lines.values() for v in values if v > 0]
+        if "loss" in title and positive and max(positive) > 20 * min(positive):
+            axis.set_yscale("log")
+        if "share" in title:
+            axis.set_ylim(0, 1.04)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        if len(lines) > 1:
+            axis.legend(fontsize=7, frameon=False)
+        _tidy(axis)
+    return _png(figure)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], ylabel: str) -> bytes:
+    """Groups of bars between 0 and 1, each with its number; bars below 0 are cut there and keep their number."""
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    width = 0.8 / len(names)
+    figure, axes = _figure(max(4.5, 1.0 + 0.62 * len(groups) * len(names)), 3.0, 1, 1)
+    axis = axes[0, 0]
+    for place, (name, color) in enumerate(zip(names, COLORS)):
+        values = np.array([group.get(name, np.nan) for group in groups.values()])
+        x = np.arange(len(groups)) + (place - (len(names) - 1) / 2) * width
+        drawn = axis.bar(x, np.maximum(values, 0), width * 0.92, color=color, label=name)
+        labels = ["" if np.isnan(value) else f"{value:.2f}" for value in values]
+        axis.bar_label(drawn, labels, fontsize=7, padding=1)
+    axis.set_xticks(np.arange(len(groups)), groups.keys(), fontsize=8)
+    axis.set_ylabel(ylabel, fontsize=8)
+    axis.set_ylim(0, 1.06)
+    axis.legend(fontsize=7, frameon=False, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _tidy(axis)
+    return _png(figure)
+
+
+def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Mean return over environment frames with a band of one standard deviation, one line a policy."""
+    figure, axes = _figure(6.4, 3.4, 1, 1)
+    axis = axes[0, 0]
+    for color, (name, evaluations) in zip(COLORS, lines.items()):
+        frames = np.array([e["frames"] for e in evaluations])
+        mean = np.array([e["mean_return"] for e in evaluations])
+        deviation = np.array([e.get("std_return", 0.0) for e in evaluations])
+        axis.plot(frames, mean, color=color, label=name, linewidth=1.4, marker="o", markersize=3)
+        axis.fill_between(frames, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
+    axis.set_xlabel("environment frames", fontsize=8)
+    axis.set_ylabel("return of an episode", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    _tidy(axis)
+    return _png(figure)
+
+
+def _figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple["Figure", Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _tidy(axis: "Axes") -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=7)
+    axis.grid(axis="y", alpha=0.25, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06)
+    return buffer.getvalue()

@@ -1,0 +1,156 @@
+"""How well a predictor foretells held-out episodes: next tokens beside baselines, and the future as pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.training import pictures
+from perceiver_obs.training.data import RolloutClips
+from perceiver_obs.training.evaluation import NextTokenBaselines, to_uint8, token_accuracies
+from perceiver_obs.training.loop import Outcome, seed_step
+from perceiver_obs.training.metrics import curve, read_lines
+from perceiver_obs.training.report import Figure, Section
+from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.token_cache import TokenCache
+
+CLIPS_AT_ONCE = 16
+STRIPS = 3
+STRIP_FRAMES = 16
+BASELINE_EPISODES = 200
+FORECASTS = {
+    "model": "model",
+    "copy": "copy last frame",
+    "bigram": "bigram",
+    "unigram": "unigram",
+}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Frames uint8 `[T, H, W, C]` of an episode, and what the model made of all but the first few."""
+
+    happened: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+
+    @property
+    def num_context_frames(self) -> int:
+        return len(self.happened) - len(self.predicted)
+
+
+class PredictorEvaluation:
+    """Looks at a model with held-out clips that are the same every time.
+
+    Args:
+        model: the model, in training.
+        cache: code vectors and tokens of all episodes.
+        clips: the training clips, which the baselines are counted on.
+        held_out: the clips to evaluate on.
+        num_clips: how many of them.
+    """
+
+    def __init__(
+        self,
+        model: CausalPerceiverIO,
+        cache: TokenCache,
+        clips: RolloutClips,
+        held_out: RolloutClips,
+        num_clips: int,
+    ):
+        self.model, self.cache, self.num_clips = model, cache, num_clips
+        self.baselines = NextTokenBaselines(model.tokenizer.num_codes)
+        for dataset, episodes in enumerate(clips.episodes):
+            for episode in episodes[:BASELINE_EPISODES]:
+                self.baselines.fit(cache.tokens(dataset, episode))
+        shortest = min(d.lengths[e] for d, of in zip(clips.datasets, held_out.episodes) for e in of)
+        self.num_seen = min(model.video_shape[0], shortest - 1)
+        strip_length = min(self.num_seen + STRIP_FRAMES, shortest)
+        self.clips = RolloutClips(held_out.datasets, held_out.episodes, self.num_seen + 1)
+        self.strips = RolloutClips(held_out.datasets, held_out.episodes, strip_length)
+
+    @torch.no_grad()
+    def accuracies(self, device: torch.device) -> dict[str, float]:
+        """Share of the next frame's tokens foretold, by the model and by each baseline (`token_accuracies`)."""
+        places = self.clips.index.draw(self.num_clips, seed=0, step=0)
+        last_two, foretold = [], []
+        for start in range(0, self.num_clips, CLIPS_AT_ONCE):
+            chunk = places[start : start + CLIPS_AT_ONCE]
+            video = torch.from_numpy(self.clips.frames(chunk)).to(device)
+            prediction = self.model(video, self.num_seen, self._actions(self.clips, chunk, device))
+            foretold.append(self.model.tokenizer.unpack(prediction["predicted_tokens"])[:, 0].cpu().numpy())
+            tokens = self.model.tokenizer.unpack(self.cache.clips(chunk, self.num_seen + 1)[1])
+            last_two.append(tokens[:, -2:].numpy())
+        current, following = np.concatenate(last_two).swapaxes(0, 1)
+        forecasts = {"model": np.concatenate(foretold), **self.baselines.forecast(current)}
+        return token_accuracies(forecasts, current, following)
+
+    @torch.no_grad()
+    def continuations(self, device: torch.device, count: int = STRIPS) -> list[Continuation]:
+        """What the model makes of held-out clips after their first frames, told the actions that were taken."""
+        places = self.strips.index.draw(count, seed=1, step=0)
+        frames = self.strips.frames(places)
+        seen = torch.from_numpy(frames[:, : self.num_seen]).to(device)
+        seed_step(0, 0, 0)
+        future = self.model.generate(
+            seen, frames.shape[1] - self.num_seen, actions=self._actions(self.strips, places, device), temperature=0.0
+        )
+        return [Continuation(*pair) for pair in zip(frames.transpose(0, 1, 3, 4, 2), to_uint8(future))]
+
+    def _actions(self, clips: RolloutClips, places: Sequence, device: torch.device) -> Tensor | None:
+        return torch.from_numpy(clips.actions(places)).to(device) if self.model.action_dim else None
+
+    def section(self, run: RunDirectory, outcome: Outcome, device: torch.device) -> Section:
+        """What the run has to show."""
+        scores = self.accuracies(device)
+        facts = {
+            "next tokens foretold": f"{scores['model']:.1%} (copying the last frame: {scores['copy']:.1%})",
+            "steps": outcome.describe(),
+            "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+        }
+        if "model_moving" in scores:
+            best = max(scores[f"{name}_moving"] for name in FORECASTS if name != "model")
+            facts["where something moves"] = f"{scores['model_moving']:.1%} (best baseline: {best:.1%})"
+        figures = [
+            Figure(
+                f"future_{number + 1}",
+                f"A predicted future ({number + 1} of {STRIPS})",
+                f"A held-out episode. The model sees {strip.num_context_frames} frames, of which the last is shown, "
+                "and the actions that follow; each predicted frame is fed back before the next.",
+                pictures.filmstrip(strip.happened, strip.predicted),
+            )
+            for number, strip in enumerate(self.continuations(device))
+        ]
+        figures += [
+            Figure(
+                "accuracy",
+                "Next tokens foretold, beside baselines",
+                "Share of the next frame's tokens that are exactly right, everywhere and where any token of a place "
+                "changes. Copying cannot foretell change; the unigram knows each place's most frequent token, the "
+                "bigram what most often follows the token that is there.",
+                pictures.bars(_bar_groups(scores), "share right"),
+            ),
+            Figure("curves", "Curves", "Over the steps of the run.", pictures.curves(_panels(run))),
+        ]
+        summary = f"Contexts that foretell tokens, trained in {run.path}."
+        return Section("Predictor", summary, facts, tuple(figures))
+
+
+def _bar_groups(scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    everywhere = {label: scores[name] for name, label in FORECASTS.items()}
+    moving = {label: scores[f"{name}_moving"] for name, label in FORECASTS.items() if f"{name}_moving" in scores}
+    return {"all tokens": everywhere, **({"where something moves": moving} if moving else {})}
+
+
+def _panels(run: RunDirectory) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    rows = read_lines(run.metrics)
+    accuracy = {label: curve(rows, f"evaluation/accuracy_{name}_moving") for name, label in FORECASTS.items()}
+    return {
+        "loss": {"training": curve(rows, "train/loss"), "held out": curve(rows, "evaluation/loss")},
+        "next tokens where something moves, held out": {name: line for name, line in accuracy.items() if line[0]},
+        "gradient norm": {"training": curve(rows, "train/gradient_norm")},
+    }

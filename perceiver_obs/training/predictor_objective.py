@@ -1,0 +1,194 @@
+"""What the predictor is trained on: losses over random frames of clips and random horizons."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.predictor import PerceiverTokenPredictor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the objectives; those of weight 0 are not computed."""
+
+    cross_entropy: float = 1.0
+    perceptual: float = 0.0
+    regression: float = 0.0
+    inverse_dynamics: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One batch of predictions: `X` pairs of a context and a later frame of its clip.
+
+    `target` are tokens `[X, P, Q]`, `hidden` the decoder's vectors `[X, P, C]`, and `weights` `[X, P]` what each
+    position counts: 0 where its token was shown, more where the clip moves.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    target_vectors: Tensor
+    weights: Tensor
+
+
+class PredictorObjective(nn.Module):
+    """The predictor's losses as one forward pass, which data-parallel training asks for.
+
+    For random frames of the clips, the context of that frame predicts a frame some steps ahead: its tokens
+    (cross-entropy), its code vectors (regression) and, decoded, its looks (perceptual distance). Inverse dynamics
+    tells the action from two contexts in a row.
+
+    Args:
+        predictor: to train.
+        weights: of the objectives.
+        horizons: steps ahead to draw from, evenly; 0 asks for the frame itself.
+        samples: predictions for each clip.
+        foreground_weight: how much more a position counts that moves as much as the average one of its clip.
+        quantized_input: share of the clips that are read as looked-up codes, as generation does.
+        without_actions: share of the batches that are read without their actions, for users who have none.
+        perceptual_distance: needed where it has a weight; called with frames and targets `[X, C, H, W]`.
+        perceptual_samples: predictions that it looks at.
+    """
+
+    def __init__(
+        self,
+        predictor: PerceiverTokenPredictor,
+        weights: LossWeights,
+        horizons: Sequence[int] = (0, 1, 2, 3),
+        samples: int = 8,
+        foreground_weight: float = 0.0,
+        quantized_input: float = 0.25,
+        without_actions: float = 0.2,
+        perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        perceptual_samples: int = 4,
+    ):
+        super().__init__()
+        if weights.inverse_dynamics and predictor.inverse_dynamics is None:
+            raise ValueError("inverse dynamics needs a predictor that reads actions (action_dim)")
+        if weights.perceptual and perceptual_distance is None:
+            raise ValueError("the perceptual term has a weight, but there is no perceptual_distance")
+        self.predictor = predictor
+        self.weights = weights
+        self.horizons = tuple(horizons)
+        self.samples = samples
+        self.foreground_weight = foreground_weight
+        self.quantized_input = quantized_input
+        self.without_actions = without_actions
+        self.perceptual_samples = perceptual_samples
+        # In a list, as it is no part of what is trained and saved.
+        self._perceptual = [perceptual_distance]
+
+    def forward(
+        self, vectors: Tensor, tokens: Tensor, actions: Tensor | None = None, frames: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` and each objective by the name of its weight.
+
+        Args:
+            vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed the longest horizon.
+            tokens: `[B, T, h, w(, Q)]`.
+            actions: `[B, T, A]`, the action that led to each frame.
+            frames: `[B, T, C, H, W]`, for the perceptual term.
+        """
+        predictor, weights = self.predictor, self.weights
+        tokens = predictor.tokenizer.unpack(tokens)
+        codes = predictor.tokenizer.quantizer.lookup(tokens)
+        as_codes = torch.rand(len(vectors), 1, 1, 1, 1, device=vectors.device) < self.quantized_input
+        inputs = torch.where(as_codes, codes, vectors)
+        anchors = self._anchors(vectors.shape[1], vectors.device)
+        read = None if torch.rand(()) < self.without_actions else actions
+        contexts, _ = predictor.encode(inputs, read, only=anchors)
+        row = torch.arange(len(vectors), device=vectors.device).repeat_interleave(len(anchors))
+        anchor = anchors.repeat(len(vectors))
+        horizon = self._horizons(len(row), vectors.device)
+        prediction = self._predict(contexts.flatten(0, 1), vectors, tokens, codes, actions, row, anchor, horizon)
+
+        parts: dict[str, Tensor] = {}
+        if weights.cross_entropy or weights.perceptual:
+            logits = predictor.head(prediction.hidden, predictor.tokenizer.quantizer.partial_sums(prediction.target))
+        if weights.cross_entropy:
+            each = F.cross_entropy(logits.movedim(-1, 1), prediction.target, reduction="none").mean(-1)
+            parts["cross_entropy"] = _weighted_mean(each, prediction.weights)
+        if weights.regression:
+            each = (predictor.regression(prediction.hidden) - prediction.target_vectors).square().mean(-1)
+            parts["regression"] = _weighted_mean(each, prediction.weights)
+        if weights.perceptual:
+            parts["perceptual"] = self._perceptual_loss(logits, frames, row, anchor + horizon, vectors.shape[2:4])
+        if weights.inverse_dynamics:
+            parts["inverse_dynamics"] = self._inverse_dynamics_loss(inputs, actions)
+        return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), vectors.new_zeros(())), **parts}
+
+    def _anchors(self, length: int, device: torch.device) -> Tensor:
+        """Frames `[samples]` to predict from, the same for all clips, so that other contexts need no computing."""
+        farthest = max(self.horizons)
+        if length <= farthest:
+            raise ValueError(f"clips of {length} frames are too short for a horizon of {farthest}")
+        return torch.randint(length - farthest, (self.samples,), device=device)
+
+    def _horizons(self, count: int, device: torch.device) -> Tensor:
+        which = torch.randint(len(self.horizons), (count,), device=device)
+        return torch.tensor(self.horizons, device=device)[which]
+
+    def _predict(
+        self,
+        contexts: Tensor,
+        vectors: Tensor,
+        tokens: Tensor,
+        codes: Tensor,
+        actions: Tensor | None,
+        row: Tensor,
+        anchor: Tensor,
+        horizon: Tensor,
+    ) -> Prediction:
+        steps = torch.arange(1, max(self.horizons) + 1, device=vectors.device)
+        ahead = None if actions is None else actions[row[:, None], anchor[:, None] + steps]
+        shown = random_visible(len(row), vectors.shape[2:4], vectors.device)
+        target = anchor + horizon
+        return Prediction(
+            hidden=self.predictor.predict(contexts, horizon, ahead, None, (codes[row, target], shown)),
+            target=tokens[row, target].flatten(1, 2),
+            target_vectors=self.predictor.token_adapter.standardize(vectors[row, target]).flatten(1, 2),
+            weights=(self._motion_weights(vectors)[row, target] * ~shown).flatten(1, 2),
+        )
+
+    def _motion_weights(self, vectors: Tensor) -> Tensor:
+        """`[B, T, h, w]`, about 1 on average: more for what departs from its clip's mean."""
+        motion = (vectors - vectors.mean(1, keepdim=True)).square().sum(-1)
+        relative = (motion / motion.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)).clamp(max=5)
+        return (1 + self.foreground_weight * relative) / (1 + self.foreground_weight)
+
+    def _perceptual_loss(
+        self, logits: Tensor, frames: Tensor | None, row: Tensor, target: Tensor, grid: Sequence[int]
+    ) -> Tensor:
+        if frames is None:
+            raise ValueError("the perceptual term needs the frames")
+        few = slice(0, self.perceptual_samples)
+        real = self.predictor.tokenizer.check(frames[row[few], target[few]][:, None])[:, 0]
+        distance = self._perceptual[0]
+        assert distance is not None
+        return distance(self.predictor.decode_expected(logits[few], (grid[0], grid[1])), real)
+
+    def _inverse_dynamics_loss(self, inputs: Tensor, actions: Tensor | None) -> Tensor:
+        """Of contexts that did not read the actions: from those that did it would be no question."""
+        if actions is None or self.predictor.inverse_dynamics is None or self.predictor.action_dim is None:
+            raise ValueError("inverse dynamics needs the actions")
+        contexts, _ = self.predictor.encode(inputs)
+        pairs = torch.cat([contexts[:, :-1], contexts[:, 1:]], dim=-1)
+        taken = pad_actions(actions, self.predictor.action_dim, actions.shape[:2])[:, 1:]
+        return F.mse_loss(self.predictor.inverse_dynamics(pairs), taken)
+
+
+def random_visible(count: int, grid: Sequence[int], device: torch.device) -> Tensor:
+    """Which tokens to show, bool `[count, h, w]`: none for one half, MaskGIT's cosine schedule for the other."""
+    places = grid[0] * grid[1]
+    masked = torch.cos(torch.rand(count, 1, device=device) * torch.pi / 2)
+    masked = torch.where(torch.rand(count, 1, device=device) < 0.5, 1.0, masked)
+    order = torch.rand(count, places, device=device).argsort(-1).argsort(-1)
+    return (order >= (masked * places).ceil().clamp_min(1)).view(count, *grid)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum()

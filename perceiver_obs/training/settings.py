@@ -1,0 +1,146 @@
+"""Settings of a job: one dataclass that the command line, a JSON file and `--help` share."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+def may_change(default: Any) -> Any:
+    """A settings field that does not influence the result, so a run may be resumed with another value."""
+    return dataclasses.field(default=default, metadata={"may_change": True})
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """What every training run has in common."""
+
+    data: tuple[str, ...] = ("runs/data",)
+    """Rollout directories to learn from. Several are mixed in equal parts, whatever their sizes."""
+    out: str = may_change("runs/training")
+    """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
+    steps: int = 10_000
+    """Optimiser steps of the whole run. The learning rate follows this number, not the clock."""
+    batch_size: int = 32
+    """Clips per step and per process (two GPUs see twice as many)."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 200
+    """Steps over which the learning rate rises from 0 to its peak; a cosine then takes it to a tenth."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW, on matrices and kernels only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    seed: int = 0
+    """Seed of the weights, of the order of the data and of every random choice."""
+    held_out_fraction: float = 0.1
+    """Share of the episodes kept for evaluation (at least one)."""
+    max_minutes: float | None = may_change(None)
+    """Minutes after which the run, resumed or not, ends even if steps remain: it saves, evaluates, and says so.
+    Raise it to go on. None: no limit."""
+    evaluate_every: int = may_change(500)
+    """Steps between evaluations on held-out episodes."""
+    evaluation_clips: int = may_change(128)
+    """Held-out clips that an evaluation looks at."""
+    checkpoint_every: int = may_change(500)
+    """Steps between checkpoints; a kill loses at most so many."""
+    log_every: int = may_change(10)
+    """Steps between lines in metrics.jsonl and TensorBoard."""
+    device: str = may_change("auto")
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+    mixed_precision: bool = True
+    """Compute in bfloat16 where the device is a GPU (never on a CPU)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "evaluation_clips", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.data:
+            raise ValueError("data names no rollout directory")
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction must lie between 0 and 1, got {self.held_out_fraction}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f'device must be "auto", "cpu" or "cuda", got {self.device!r}')
+
+
+def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog: str) -> Settings:
+    """Settings from command line arguments. `--settings FILE.json` gives defaults that the others override."""
+    import tyro
+
+    file, arguments = _take_settings_file(list(arguments))
+    from_file = settings_arguments(settings_type, read_json(file)) if file else []
+    description = f"{settings_type.__doc__}\n\n--settings FILE.json gives defaults that the options override."
+    return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])
+
+
+def _take_settings_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--settings="):
+            return Path(argument.removeprefix("--settings=")), arguments[:place] + arguments[place + 1 :]
+        if argument == "--settings":
+            if place + 1 == len(arguments):
+                raise ValueError("--settings needs the path of a JSON file")
+            return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
+    return None, arguments
+
+
+def settings_arguments(settings_type: type, values: dict[str, Any]) -> list[str]:
+    """The command line that says what `values` say, so that a file is checked just as a command line is."""
+    known = [field.name for field in dataclasses.fields(settings_type)]
+    arguments = []
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+            raise ValueError(f"unknown setting {name!r}{hint}")
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            arguments += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, dict):
+            arguments += [f"--{flag}", *(str(part) for pair in value.items() for part in pair)]
+        else:
+            arguments.append(f"--{flag}={value}")
+    return arguments
+
+
+def settings_to_dict(settings: Any) -> dict[str, Any]:
+    """Settings as JSON would hold them (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError names the file if it holds anything else."""
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def check_same_inputs(saved: dict[str, str], current: dict[str, str], where: str) -> None:
+    """Raises ValueError naming the first input (data, tokenizer) that is not what a run was begun with."""
+    for name, fingerprint in current.items():
+        if saved.get(name) != fingerprint:
+            raise ValueError(f"{where} was begun with other {name} than there is now; choose another output directory")
+
+
+def check_same_settings(saved: dict[str, Any], settings: Any, where: str) -> None:
+    """Raises ValueError naming the first setting in which a run to be resumed differs from its beginning."""
+    current = settings_to_dict(settings)
+    free = {f.name for f in dataclasses.fields(settings) if f.metadata.get("may_change")}
+    for name in sorted((saved.keys() | current.keys()) - free):
+        before, now = saved.get(name, "(absent)"), current.get(name, "(absent)")
+        if before != now:
+            raise ValueError(
+                f"{where} was begun with {name}={before!r}, not {now!r}; "
+                f"resume with the same settings or choose another output directory"
+            )

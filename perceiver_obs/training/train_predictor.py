@@ -1,0 +1,203 @@
+"""Second stage: a Perceiver that reads frames through a trained tokenizer and foretells the next tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.tokenizer import VQPTTokenizer
+from perceiver_obs.training.checkpoint import state_digest
+from perceiver_obs.training.data import ClipPlace, RolloutClips
+from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
+from perceiver_obs.training.files import clear_disk_errors
+from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
+from perceiver_obs.training.perceptual import PerceptualDistance
+from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
+from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective
+from perceiver_obs.training.report import save_section
+from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.settings import RunSettings, may_change
+from perceiver_obs.training.token_cache import TokenCache
+
+HELD_OUT_BATCHES = 4
+STATISTICS_BATCHES, STATISTICS_CLIPS, STATISTICS_LENGTH = 16, 4, 64
+
+
+@dataclass
+class TrainPredictorSettings(RunSettings):
+    """Train the Perceiver to foretell tokens from its contexts, over a tokenizer that stays as it is."""
+
+    out: str = may_change("runs/predictor")
+    """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
+    tokenizer: str = "runs/tokenizer"
+    """Directory of the trained tokenizer."""
+    clip_length: int = 16
+    """Frames of a training clip."""
+    sequence_length: int = 8
+    """Frames that one context sees, its own included."""
+    num_latents: int = 32
+    """Latents of the Perceiver for each frame."""
+    num_latent_channels: int = 128
+    """Width of the latents, and of the context that a policy reads."""
+    num_cross_attention_heads: int = 4
+    """Heads of every attention."""
+    num_self_attention_layers: int = 2
+    """Self-attention blocks over the latents of a frame."""
+    widening_factor: int = 2
+    """Hidden width of the MLPs, in widths of the latents."""
+    num_decoder_layers: int = 1
+    """Blocks of the queries that foretell a frame from a context."""
+    dropout: float = 0.0
+    """Dropout in training passes."""
+    timescales: tuple[str, ...] = ()
+    """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
+    read_actions: bool = True
+    """Read the actions that led to each frame, and predict under those to come."""
+    horizons: tuple[int, ...] = (0, 1, 2, 3)
+    """Steps ahead to foretell, drawn evenly; 0 is the frame itself."""
+    cross_entropy_weight: float = 1.0
+    """Weight of the cross-entropy of the tokens."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance between decoded and true frames. Slow on a CPU."""
+    regression_weight: float = 0.0
+    """Weight of the squared error of the code vectors."""
+    inverse_dynamics_weight: float = 0.0
+    """Weight of telling the action from two contexts in a row."""
+    foreground_weight: float = 0.0
+    """Extra weight of places that move in their clip."""
+    samples: int = 8
+    """Predictions for each clip and step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.horizons or min(self.horizons) < 0:
+            raise ValueError(f"horizons must be numbers of steps from 0 up, got {self.horizons}")
+        if self.clip_length <= max(self.horizons):
+            longest = max(self.horizons)
+            raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
+
+
+def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
+    """Trains, or goes on training, a predictor; saves the whole model and a report in `settings.out`.
+
+    Returns the model. Raises FileNotFoundError or ValueError if data, tokenizer, settings or checkpoint do not
+    fit, OSError on a full disk.
+    """
+    accelerator = make_accelerator(settings)
+    run = RunDirectory(settings.out, settings)
+    stage = PredictorStage(settings, run, accelerator)
+    outcome = train(stage, settings, run, accelerator)
+    if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
+        stage.fit_context_statistics(accelerator.device)
+        with clear_disk_errors(run.path / "model.safetensors"):
+            stage.model.save_pretrained(run.path)
+        save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
+    accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
+    accelerator.wait_for_everyone()
+    return CausalPerceiverIO.from_pretrained(run.path)
+
+
+class PredictorStage(Stage):
+    """Clips of cached tokens in, tokens of later frames out."""
+
+    def __init__(self, settings: TrainPredictorSettings, run: RunDirectory, accelerator: Accelerator):
+        self.settings = settings
+        datasets = open_datasets(settings.data)
+        splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
+        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
+        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
+        tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer)
+        self.cache = TokenCache(run.token_cache, tokenizer, datasets)
+        self.cache.fill(accelerator)
+        contract = joint_contract(datasets)
+        self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
+        self.model = self._build_model(tokenizer, contract)
+        self.module = PredictorObjective(
+            self.model.predictor,
+            LossWeights(
+                cross_entropy=settings.cross_entropy_weight,
+                perceptual=settings.perceptual_weight,
+                regression=settings.regression_weight,
+                inverse_dynamics=settings.inverse_dynamics_weight,
+            ),
+            settings.horizons,
+            settings.samples,
+            settings.foreground_weight,
+            perceptual_distance=PerceptualDistance().to(accelerator.device) if settings.perceptual_weight else None,
+        )
+        self.evaluation = PredictorEvaluation(
+            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
+        )
+
+    def _build_model(self, tokenizer: VQPTTokenizer, contract: dict[str, Any]) -> CausalPerceiverIO:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        model = CausalPerceiverIO.from_tokenizer(
+            tokenizer,
+            video_shape=(settings.sequence_length, contract["channels"], contract["size"], contract["size"]),
+            num_latents=settings.num_latents,
+            num_latent_channels=settings.num_latent_channels,
+            num_cross_attention_heads=settings.num_cross_attention_heads,
+            num_self_attention_layers=settings.num_self_attention_layers,
+            widening_factor=settings.widening_factor,
+            num_decoder_layers=settings.num_decoder_layers,
+            dropout=settings.dropout,
+            timescales=settings.timescales,
+            action_dim=self.clips.action_dim if settings.read_actions else None,
+        )
+        model.frame_contract = contract
+        model.tokenizer.requires_grad_(False)
+        model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
+        return model
+
+    def batch(self, step: int, rank: int) -> dict[str, Tensor]:
+        places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)
+        return self._batch_of(self.clips, places)
+
+    def _batch_of(self, clips: RolloutClips, places: Sequence[ClipPlace]) -> dict[str, Tensor]:
+        vectors, tokens = self.cache.clips(places, self.settings.clip_length)
+        batch = {"vectors": vectors, "tokens": tokens}
+        if self.settings.read_actions:
+            batch["actions"] = torch.from_numpy(clips.actions(places))
+        if self.settings.perceptual_weight:
+            batch["frames"] = torch.from_numpy(clips.frames(places))
+        return batch
+
+    def evaluate(self, device: torch.device) -> Evaluation:
+        losses = []
+        for number in range(HELD_OUT_BATCHES):
+            places = self.held_out.index.draw(self.settings.batch_size, seed=0, step=number)
+            batch = self._batch_of(self.held_out, places)
+            seed_step(0, number, 0)
+            losses.append(self.module(**{name: tensor.to(device) for name, tensor in batch.items()}))
+        scalars = {
+            f"evaluation/{name}": float(torch.stack([each[name] for each in losses]).mean()) for name in losses[0]
+        }
+        for name, value in self.evaluation.accuracies(device).items():
+            scalars[f"evaluation/accuracy_{name}"] = value
+        strip = self.evaluation.continuations(device, count=1)[0]
+        rows = (strip.happened[strip.num_context_frames :], strip.predicted)
+        return Evaluation(scalars, {"future": np.concatenate([np.concatenate(list(r), axis=1) for r in rows])})
+
+    def fit_context_statistics(self, device: torch.device) -> None:
+        """Centres and scales the finished model's contexts over long training clips.
+
+        Contexts of a clip's first frames, which see less than those of a running episode, are left out.
+        """
+        self.model.to(device).eval()
+        shortest = min(d.lengths[e] for d, of in zip(self.clips.datasets, self.clips.episodes) for e in of)
+        clips = RolloutClips(self.clips.datasets, self.clips.episodes, min(STATISTICS_LENGTH, shortest))
+        num_partial = min(self.model.receptive_field - 1, clips.index.clip_length // 2)
+        contexts = []
+        for number in range(STATISTICS_BATCHES):
+            places = clips.index.draw(STATISTICS_CLIPS, self.settings.seed, number)
+            video = torch.from_numpy(clips.frames(places)).to(device)
+            actions = torch.from_numpy(clips.actions(places)).to(device) if self.settings.read_actions else None
+            contexts.append(self.model.extract_context(video, actions)[:, num_partial:].flatten(0, 1))
+        first_timescale = torch.cat(contexts)[:, : len(self.model.context_mean)]
+        self.model.set_context_statistics(first_timescale.mean(0), first_timescale.std(0))

@@ -1,0 +1,130 @@
+"""First stage: a tokenizer that turns frames into tokens and back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perceiver_obs.tokenizer import VQPTTokenizer
+from perceiver_obs.training.data import RolloutClips
+from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
+from perceiver_obs.training.evaluation import used_share
+from perceiver_obs.training.files import clear_disk_errors
+from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
+from perceiver_obs.training.report import save_section
+from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.settings import RunSettings, may_change
+from perceiver_obs.training.tokenizer_evaluation import HeldOutReconstruction, reconstruct_held_out, tokenizer_section
+
+
+@dataclass
+class TrainTokenizerSettings(RunSettings):
+    """Train a tokenizer on collected rollouts: frames become tokens, and tokens decode to frames again."""
+
+    out: str = may_change("runs/tokenizer")
+    """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
+    clip_length: int = 4
+    """Frames of a training clip. Spatio-temporal convolutions learn across them."""
+    foreground_weight: float = 4.0
+    """Extra weight of pixels that differ from their episode's median frame, where the motion is. 0: none."""
+    code_dim: int = 64
+    """Width of the code vectors, which the Perceiver reads."""
+    num_codes: int = 256
+    """Codes in each codebook."""
+    num_quantizers: int = 2
+    """Codebooks; each codes what the ones before it left over."""
+    downsample: int = 8
+    """Pixels of a token's side, a power of two: 64 x 64 pixels become 8 x 8 tokens."""
+    base_channels: int = 32
+    """Channels after the first halving; doubled at each further one."""
+    use_3d_conv: bool = False
+    """Spatio-temporal convolutions (this frame and two before in each block) rather than frame by frame."""
+    temporal_downsample: bool = False
+    """Halve the time axis of the tokens. Such a tokenizer compresses clips; contexts cannot be built on it."""
+    quantizer: Literal["vq", "fsq"] = "vq"
+    """"vq": learned codebooks; "fsq": a fixed grid."""
+    commitment_weight: float = 0.05
+    """Weight of the loss that keeps code vectors near their codes."""
+    diversity_weight: float = 0.01
+    """Weight of the loss that asks for even code usage."""
+
+
+def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
+    """Trains, or goes on training, a tokenizer; saves it and a report in `settings.out` and returns it.
+
+    Raises FileNotFoundError or ValueError if data, settings or checkpoint do not fit, OSError on a full disk.
+    """
+    accelerator = make_accelerator(settings)
+    run = RunDirectory(settings.out, settings)
+    stage = TokenizerStage(settings)
+    outcome = train(stage, settings, run, accelerator)
+    if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
+        with clear_disk_errors(run.path / "model.safetensors"):
+            stage.tokenizer.save_pretrained(run.path)
+        held_out = stage.reconstruct_held_out(accelerator.device)
+        save_section(run.path, tokenizer_section(run, outcome, stage.tokenizer, held_out))
+    accelerator.print(f"tokenizer: {outcome.describe()} in {run.path}; report: {run.report}")
+    accelerator.wait_for_everyone()
+    return VQPTTokenizer.from_pretrained(run.path)
+
+
+class TokenizerObjective(nn.Module):
+    """The tokenizer's losses as one forward pass, which data-parallel training asks for."""
+
+    def __init__(self, tokenizer: VQPTTokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, frames: Tensor, pixel_weights: Tensor | None = None) -> dict[str, Tensor]:
+        output = self.tokenizer(frames, pixel_weights)
+        names = ("loss", "reconstruction_loss", "commitment_loss", "diversity_loss", "perplexity")
+        return {name: getattr(output, name) for name in names}
+
+
+class TokenizerStage(Stage):
+    """Clips of frames in, reconstruction and code usage out."""
+
+    def __init__(self, settings: TrainTokenizerSettings):
+        self.settings = settings
+        datasets = open_datasets(settings.data)
+        self.inputs = {"data": joint_contract(datasets)["data_fingerprint"]}
+        splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
+        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
+        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
+        torch.manual_seed(settings.seed)
+        self.tokenizer = VQPTTokenizer(
+            in_channels=datasets[0].meta["frame_contract"]["channels"],
+            code_dim=settings.code_dim,
+            num_codes=settings.num_codes,
+            downsample=settings.downsample,
+            base_channels=settings.base_channels,
+            use_3d_conv=settings.use_3d_conv,
+            temporal_downsample=settings.temporal_downsample,
+            num_quantizers=settings.num_quantizers,
+            commitment_weight=settings.commitment_weight,
+            diversity_weight=settings.diversity_weight,
+            quantizer=settings.quantizer,
+        )
+        self.module = TokenizerObjective(self.tokenizer)
+
+    def batch(self, step: int, rank: int) -> dict[str, Tensor]:
+        places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)
+        frames = self.clips.frames(places)
+        batch = {"frames": torch.from_numpy(frames)}
+        if self.settings.foreground_weight > 0:
+            weights = 1 + self.settings.foreground_weight * self.clips.foreground(places, frames)
+            batch["pixel_weights"] = torch.from_numpy((weights / weights.mean()).astype(np.float32))
+        return batch
+
+    def reconstruct_held_out(self, device: torch.device) -> HeldOutReconstruction:
+        return reconstruct_held_out(self.tokenizer, self.held_out, self.settings.evaluation_clips, device)
+
+    def evaluate(self, device: torch.device) -> Evaluation:
+        held_out = self.reconstruct_held_out(device)
+        scalars = {"evaluation/psnr": held_out.psnr, "evaluation/foreground_psnr": held_out.foreground_psnr}
+        for book, share in enumerate(used_share(held_out.code_counts)):
+            scalars[f"evaluation/codes_used_{book + 1}"] = float(share)
+        rows = [np.concatenate(list(frames), axis=1) for frames in (held_out.originals, held_out.decoded)]
+        return Evaluation(scalars, {"reconstruction": np.concatenate(rows)})

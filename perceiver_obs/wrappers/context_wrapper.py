@@ -1,0 +1,105 @@
+"""`PerceiverContextWrapper`: one Gymnasium environment whose pixels become contexts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import RecordConstructorArgs
+
+from perceiver_obs.context_encoder import ContextEncoder, ModelLike
+from perceiver_obs.wrappers.action_layout import ActionLayout
+from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
+from perceiver_obs.wrappers.observation_layout import ObservationLayout
+
+
+class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
+    """Replaces the frame in each observation by the Perceiver's context of the episode so far.
+
+    The observation space becomes `Box(-inf, inf, (D,), float32)`. With a `Dict` observation, or with
+    `keep_pixels`, it becomes a `Dict` that holds the context under `"context"` and the other entries
+    unchanged.
+
+    Args:
+        env: gives uint8 frames `(H, W, C)` of the model's size, alone or as one entry of a `Dict`.
+        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`. With a string, `env.spec`
+            survives JSON and pickle; with an object it survives pickle only, and carries the weights.
+        device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
+        keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
+        pixels_key: the key of the frame in a `Dict` observation that has several images.
+
+    Raises:
+        TypeError, ValueError: the frames are not what the model reads (size, channels, layout, dtype), or the
+            `Dict` leaves open which entry they are.
+
+    Where the model reads actions and the action space is a `Box` that fits, it is given the action just
+    taken.
+
+    Example:
+        >>> from envs import make_dmc
+        >>> from perceiver_obs import PerceiverContextWrapper
+        >>> env = PerceiverContextWrapper(make_dmc("walker-walk"))
+        >>> context, info = env.reset(seed=0)
+        >>> context.shape == env.observation_space.shape
+        True
+        >>> env.close()
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        model: ModelLike = "dmc-small",
+        *,
+        device: str = "auto",
+        keep_pixels: bool = False,
+        pixels_key: str | None = None,
+    ) -> None:
+        if isinstance(model, Path):
+            model = str(model)  # so that the spec survives JSON
+        # Copying the arguments would copy a model object's weights, and strings need no copy.
+        RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            model=model,
+            device=device,
+            keep_pixels=keep_pixels,
+            pixels_key=pixels_key,
+        )
+        gym.Wrapper.__init__(self, env)
+        self.encoder = ContextEncoder(model, num_rows=1, device=device)
+        self._layout = ObservationLayout.find(
+            env.observation_space,
+            self.encoder.frame_shape,
+            pixels_key=pixels_key,
+            keep_pixels=keep_pixels,
+        )
+        self._actions = ActionLayout(env.action_space, self.encoder.action_dim)
+        if env.has_wrapper_attr("frame_contract"):
+            warn_if_frames_differ(env.get_wrapper_attr("frame_contract"), self.encoder.model.frame_contract)
+        self.observation_space = self._layout.space(self.encoder.context_dim)
+        self._has_reset = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode; the context knows only its first frame."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.encoder.reset()
+        self._has_reset = True
+        return self._observation(observation), info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes a step and adds the new frame, with the action that led to it, to the context.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
+        if not self._has_reset:
+            raise ResetNeeded("Cannot call env.step() before calling env.reset()")
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._observation(observation, action), reward, terminated, truncated, info
+
+    def _observation(self, observation: Any, action: Any = None) -> Any:
+        frames = self._layout.frames(observation)[None]
+        actions = None if action is None else self._actions.rows(action, 1)
+        return self._layout.replace(observation, self.encoder.push(frames, actions)[0])

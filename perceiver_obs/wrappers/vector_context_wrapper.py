@@ -1,0 +1,165 @@
+"""`PerceiverContextVectorWrapper`: a Gymnasium vector environment whose pixels become contexts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import logger
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from perceiver_obs.context_encoder import ContextEncoder, ModelLike
+from perceiver_obs.wrappers.action_layout import ActionLayout
+from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
+from perceiver_obs.wrappers.observation_layout import ObservationLayout
+
+
+class PerceiverContextVectorWrapper(VectorWrapper):
+    """Replaces the frames of a vector environment by contexts, with one model and one batched call a step.
+
+    Each row gets the context its environment would get alone, in all of Gymnasium's autoreset modes:
+
+    - `NEXT_STEP`: the row starts anew on the step after its episode ended, as its environment does.
+    - `SAME_STEP`: `infos["final_obs"]` becomes the context of the *old* episode's last frame, and the
+      returned row the context of the new episode's first.
+    - `DISABLED`: `reset(options={"reset_mask": mask})` starts the rows in the mask anew; the others keep
+      their last context, since no frame of theirs is new.
+
+    Args:
+        env: a vector environment of uint8 frames `(H, W, C)`, alone or as one entry of a `Dict`.
+        model, device, keep_pixels, pixels_key: as for `PerceiverContextWrapper`.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from envs import make_dmc
+        >>> from perceiver_obs import PerceiverContextVectorWrapper
+        >>> venv = gym.vector.SyncVectorEnv([lambda: make_dmc("walker-walk")] * 2)
+        >>> venv = PerceiverContextVectorWrapper(venv)
+        >>> contexts, infos = venv.reset(seed=0)
+        >>> contexts.shape == (2, venv.encoder.context_dim)
+        True
+        >>> venv.close()
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        model: ModelLike = "dmc-small",
+        *,
+        device: str = "auto",
+        keep_pixels: bool = False,
+        pixels_key: str | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.autoreset_mode = _autoreset_mode(env)
+        self.encoder = ContextEncoder(model, num_rows=env.num_envs, device=device)
+        self._layout = ObservationLayout.find(
+            env.single_observation_space,
+            self.encoder.frame_shape,
+            pixels_key=pixels_key,
+            keep_pixels=keep_pixels,
+        )
+        self._actions = ActionLayout(env.single_action_space, self.encoder.action_dim)
+        for contract in _frame_contracts(env)[:1]:
+            warn_if_frames_differ(contract, self.encoder.model.frame_contract)
+        self.single_observation_space = self._layout.space(self.encoder.context_dim)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._contexts: np.ndarray | None = None
+        self._ended = np.zeros(env.num_envs, dtype=bool)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins new episodes in all rows, or in those of `options["reset_mask"]` (bool `[N]`).
+
+        Raises:
+            gymnasium.error.ResetNeeded: a mask was given before any reset of all rows.
+        """
+        mask = None if options is None else options.get("reset_mask")
+        if mask is not None and self._contexts is None:
+            raise ResetNeeded("Cannot reset some rows (reset_mask) before all rows have been reset once")
+        # The environment checks the mask and takes it out of the dictionary: it must not be the caller's.
+        observations, infos = self.env.reset(
+            seed=seed,  # type: ignore[arg-type]  # vector environments take lists of seeds
+            options=None if options is None else dict(options),
+        )
+        frames = self._layout.frames(observations)
+        if mask is None or self._contexts is None:
+            self.encoder.reset()
+            self._contexts = self.encoder.push(frames)
+            self._ended[:] = False
+        else:
+            rows = np.flatnonzero(mask)
+            self.encoder.reset(rows)
+            self._contexts[rows] = self.encoder.push(frames[rows], rows=rows)
+            self._ended[rows] = False
+        return self._layout.replace(observations, self._contexts.copy()), infos
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Steps all rows; see the class for what becomes of rows whose episode ends.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+        """
+        if self._contexts is None:
+            raise ResetNeeded("Cannot call env.step() before calling env.reset()")
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        action_rows = self._actions.rows(actions, self.num_envs)
+        ended = np.logical_or(terminations, truncations)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            infos = self._with_final_contexts(infos, action_rows)
+            begun = ended
+        elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            begun = self._ended
+        else:
+            begun = np.zeros_like(ended)
+        self._ended = ended
+        if begun.any():
+            self.encoder.reset(begun)
+        self._contexts = self.encoder.push(self._layout.frames(observations), action_rows)
+        observations = self._layout.replace(observations, self._contexts.copy())
+        return observations, rewards, terminations, truncations, infos
+
+    def _with_final_contexts(self, infos: dict[str, Any], actions: np.ndarray | None) -> dict[str, Any]:
+        """`infos` with contexts in `final_obs`, computed from the rows' state before it is cleared."""
+        rows = np.flatnonzero(infos.get("_final_obs", ()))
+        if rows.size == 0:
+            return infos
+        final_obs = infos["final_obs"]
+        finals = [_row(final_obs, row) for row in rows]
+        contexts = self.encoder.peek(
+            np.stack([self._layout.frames(final) for final in finals]),
+            rows,
+            None if actions is None else actions[rows],
+        )
+        final_contexts = np.full(self.num_envs, None, dtype=object)
+        for row, final, context in zip(rows, finals, contexts, strict=True):
+            final_contexts[row] = self._layout.replace(final, context.copy())
+        return {**infos, "final_obs": final_contexts}
+
+
+def _row(observations: Any, row: Any) -> Any:
+    """One row of `final_obs`: an array of observations, or a dictionary of arrays where the env batches
+    it."""
+    if isinstance(observations, dict):
+        return {key: _row(value, row) for key, value in observations.items()}
+    return observations[row]
+
+
+def _frame_contracts(env: VectorEnv) -> tuple[dict[str, Any], ...]:
+    """The frame contracts of the environments, where they state one; asking for a missing one would raise in
+    a worker."""
+    call = getattr(env.unwrapped, "call", None)
+    if call is None or not all(call("has_wrapper_attr", "frame_contract")):
+        return ()
+    return call("frame_contract")
+
+
+def _autoreset_mode(env: VectorEnv) -> AutoresetMode:
+    mode = env.metadata.get("autoreset_mode")
+    if mode is None:
+        logger.warn(f"{env} has no 'autoreset_mode' in its metadata; NEXT_STEP is assumed")
+        return AutoresetMode.NEXT_STEP
+    return AutoresetMode(mode)

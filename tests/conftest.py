@@ -1,0 +1,31 @@
+"""Real frames for everyone."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_frames() -> np.ndarray:
+    """uint8 `[60, 64, 64, 3]`: an episode of walker-walk under random actions."""
+    from envs import make_dmc
+
+    env = make_dmc("walker-walk", render_quality="fast")
+    env.action_space.seed(1)
+    frames = [env.reset(seed=1)[0]]
+    while len(frames) < 60:
+        frames.append(env.step(env.action_space.sample())[0])
+    env.close()
+    return np.stack(frames)
+
+
+@pytest.fixture(scope="session")
+def real_video(real_frames) -> torch.Tensor:
+    """The same as uint8 `[1, 60, 3, 64, 64]`."""
+    return torch.from_numpy(real_frames).permute(0, 3, 1, 2)[None].contiguous()

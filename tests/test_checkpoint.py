@@ -1,0 +1,216 @@
+"""Checkpoints: a run that is killed, stopped or starved of disk goes on to what an unbroken one reaches."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
+from torch import nn
+
+from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
+from perceiver_obs.training.settings import settings_to_dict
+from perceiver_obs.training.train_predictor import train_predictor
+from perceiver_obs.training.train_tokenizer import train_tokenizer
+
+pytest_plugins = ("tiny_data",)
+
+
+def small_model() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def optimize(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        model(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    model, optimizer = small_model()
+    optimize(model, optimizer, 3)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, model, optimizer, step=3, settings={"steps": 10})
+    return path
+
+
+def test_restored_model_and_optimizer_go_on_alike(tmp_path):
+    model, optimizer = small_model()
+    optimize(model, optimizer, 3)
+    save_checkpoint(tmp_path / "c", model, optimizer, step=3, settings={"steps": 10})
+    other, other_optimizer = small_model()
+    loaded = load_checkpoint(tmp_path / "c")
+    assert (loaded.step, loaded.settings) == (3, {"steps": 10})
+    loaded.restore(other, other_optimizer)
+    optimize(model, optimizer, 4)
+    optimize(other, other_optimizer, 4)
+    assert state_digest(model) == state_digest(other)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    model = nn.Module()
+    model.register_buffer("a", torch.arange(6.0))
+    model.register_buffer("b", model.a[2:4])
+    save_checkpoint(tmp_path / "c", model, torch.optim.AdamW([torch.zeros(1, requires_grad=True)]), 1, {})
+    assert load_checkpoint(tmp_path / "c").tensors["model.b"].tolist() == [2, 3]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_anywhere_is_noticed(checkpoint, tmp_path, data):
+    content = bytearray(checkpoint.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans(), label="cut short"):
+        content = content[:place]
+    else:
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cut short|damaged|format version|not a training checkpoint"):
+        load_checkpoint(damaged)
+
+
+def test_missing_foreign_and_other_versions_are_named(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "nothing")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="not a training checkpoint"):
+        load_checkpoint(tmp_path / "foreign")
+    names = ("step", "minutes", "settings", "inputs", "digest")
+    metadata = {"format_version": "7", **dict.fromkeys(names, "0")}
+    save_file(load_file(checkpoint), tmp_path / "newer", metadata)
+    with pytest.raises(ValueError, match="format version 7, expected 1"):
+        load_checkpoint(tmp_path / "newer")
+
+
+def test_full_disk_is_named_and_leaves_the_last_checkpoint(checkpoint):
+    before = checkpoint.read_bytes()
+    (checkpoint.parent / "checkpoint.safetensors.tmp").symlink_to("/dev/full")
+    model, optimizer = small_model()
+    with pytest.raises(OSError, match=r"disk full while writing .*checkpoint.safetensors \(.* needed"):
+        save_checkpoint(checkpoint, model, optimizer, step=4, settings={})
+    assert checkpoint.read_bytes() == before
+    assert sorted(os.listdir(checkpoint.parent)) == ["checkpoint.safetensors"]
+
+
+def command(run: Path, options: dict) -> list[str]:
+    file = run.with_suffix(".json")
+    file.write_text(json.dumps(options))
+    return [sys.executable, "-m", "perceiver_obs.cli", "train-tokenizer", "--settings", str(file)]
+
+
+def stop_at_first_checkpoint(run: Path, options: dict, number: signal.Signals) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(run, options), stderr=subprocess.PIPE, text=True, env=environment)
+    while not (run / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=errors)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "unbroken"
+    train_tokenizer(tokenizer_settings(tiny_data, path, steps=40))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_tokenizer_run_ends_like_an_unbroken_one(tiny_data, unbroken, tmp_path, number):
+    stopped = tokenizer_settings(tiny_data, tmp_path / "stopped", steps=40)
+    process = stop_at_first_checkpoint(tmp_path / "stopped", settings_to_dict(stopped), number)
+    reached = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors").step
+    assert 3 <= reached < 40
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert f"stopped at step {reached} of 40" in process.stderr
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert reached % 3 == 0
+    train_tokenizer(stopped)
+    assert_same_results(unbroken, tmp_path / "stopped")
+
+
+def test_predictor_run_stopped_by_time_ends_like_an_unbroken_one(tiny_data, tiny_tokenizer, tmp_path, capsys):
+    train_predictor(predictor_settings(tiny_data, tiny_tokenizer, tmp_path / "unbroken", dropout=0.1))
+    broken = predictor_settings(tiny_data, tiny_tokenizer, tmp_path / "broken", dropout=0.1, max_minutes=0.0)
+    capsys.readouterr()
+    train_predictor(broken)
+    assert "1 of 6 (time limit)" in capsys.readouterr().out
+    train_predictor(broken)
+    assert load_checkpoint(tmp_path / "broken" / "checkpoint.safetensors").step == 1
+    broken.max_minutes = None
+    train_predictor(broken)
+    assert_same_results(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    """Bit-identical weights, optimiser and losses."""
+    first, second = (load_checkpoint(run / "checkpoint.safetensors") for run in (one, other))
+    assert first.step == second.step
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    losses = [{row["step"]: row["train/loss"] for row in each if "train/loss" in row} for each in rows]
+    assert losses[0] == losses[1]
+    steps = [row["step"] for row in rows[1] if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_resuming_with_other_settings_names_the_setting(tiny_data, tiny_tokenizer):
+    changed = tokenizer_settings(tiny_data, tiny_tokenizer, code_dim=16)
+    with pytest.raises(ValueError, match="begun with code_dim=8, not 16"):
+        train_tokenizer(changed)
+
+
+def test_resuming_on_other_data_or_tokenizer_is_refused(tiny_data, tiny_tokenizer, tmp_path):
+    grown = write_dataset(tmp_path / "data", [10, 10], size=32)
+    train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
+    write_dataset(tmp_path / "data", [10, 10, 11], size=32)
+    with pytest.raises(ValueError, match="begun with other data"):
+        train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
+    predictor = predictor_settings(tiny_data, tmp_path / "swapped", tmp_path / "model", steps=1)
+    shutil.copytree(tiny_tokenizer, tmp_path / "swapped")
+    train_predictor(predictor)
+    train_tokenizer(tokenizer_settings(tiny_data, tmp_path / "other", steps=1, seed=1))
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "swapped" / "model.safetensors")
+    with pytest.raises(ValueError, match="begun with other tokenizer"):
+        train_predictor(predictor)
+
+
+def test_checkpoint_of_other_settings_is_refused_even_without_the_settings_file(tiny_data, tmp_path):
+    train_tokenizer(tokenizer_settings(tiny_data, tmp_path, steps=2))
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="begun with learning_rate"):
+        train_tokenizer(tokenizer_settings(tiny_data, tmp_path, steps=2, learning_rate=1.0))
+
+
+def test_finished_run_is_left_as_it_is(tiny_data, tiny_tokenizer):
+    before = {file: file.stat().st_mtime_ns for file in tiny_tokenizer.rglob("*") if file.is_file()}
+    train_tokenizer(tokenizer_settings(tiny_data, tiny_tokenizer))
+    assert before == {file: file.stat().st_mtime_ns for file in tiny_tokenizer.rglob("*") if file.is_file()}
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tiny_data, tmp_path):
+    wild = {"learning_rate": 1e18, "warmup_steps": 0}
+    diverging = tokenizer_settings(tiny_data, tmp_path, steps=30, checkpoint_every=1, **wild)
+    with pytest.raises(FloatingPointError, match=r"became (nan|inf) at step \d+; the last good checkpoint is"):
+        train_tokenizer(diverging)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert 0 < checkpoint.step < 30

@@ -1,0 +1,210 @@
+"""The command line: every subcommand explains itself, runs on real frames, and reports wrong input in one line."""
+
+import ast
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from perceiver_obs.cli import JOBS, main
+from perceiver_obs.training.settings import parse_settings, settings_arguments
+
+pytest_plugins = ("tiny_data",)
+
+
+@dataclass
+class Example:
+    """An example of settings."""
+
+    steps: int = 10
+    """How many."""
+    name: str | None = None
+    """What it is called."""
+    data: tuple[str, ...] = ("a", "b")
+    """Where it is."""
+    fast: bool = True
+    """Whether it hurries."""
+    rate: float = 0.5
+    """How fast."""
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_explains_every_setting(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"perceiver-obs {name}" in printed
+    settings = getattr(import_module(JOBS[name].module), JOBS[name].settings)
+    described = {field for base in settings.__mro__ if is_dataclass(base) for field in described_fields(base)}
+    for field in fields(settings):
+        assert f"--{field.name.replace('_', '-')}" in printed
+        assert field.name in described
+
+
+def described_fields(dataclass_type: type) -> set[str]:
+    """Fields of a dataclass, as written, that a docstring follows."""
+    body = ast.parse(inspect.getsource(dataclass_type)).body[0].body
+    return {
+        field.target.id
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+def test_commands_are_listed(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed and job.summary in printed for name, job in JOBS.items())
+    assert main([]) == 2
+    assert main(["trian-tokenizer"]) == 2
+    assert "unknown command 'trian-tokenizer'" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs():
+    command = Path(sys.executable).with_name("perceiver-obs")
+    done = subprocess.run([command, "report", "--out", "/nonexistent"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("perceiver-obs report: no directory within /nonexistent holds results")
+    assert "Traceback" not in done.stderr
+
+
+def test_file_gives_defaults_that_options_override(tmp_path):
+    values = {"steps": 3, "name": "x y", "data": ["c"], "fast": False, "rate": 1e-4}
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(values))
+    assert parse_settings(Example, [f"--settings={file}"], "x") == Example(3, "x y", ("c",), False, 1e-4)
+    parsed = parse_settings(Example, ["--steps", "7", "--settings", str(file), "--fast", "--data", "d", "e"], "x")
+    assert parsed == Example(7, "x y", ("d", "e"), True, 1e-4)
+    assert parse_settings(Example, [], "x") == Example()
+
+
+def test_any_settings_survive_a_file():
+    for values in ({"name": None, "steps": 4, "data": []}, {"name": "-1", "rate": 2.0, "fast": True}):
+        parsed = parse_settings(Example, settings_arguments(Example, values), "x")
+        for name, value in values.items():
+            assert getattr(parsed, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"stepz": 3}', "unknown setting 'stepz'; did you mean 'steps'?"),
+        ('{"unheard": 3}', "unknown setting 'unheard'; known are steps, name"),
+        ("[1]", "holds a list, expected a JSON object"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_wrong_settings_files_are_named(tmp_path, content, message):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        parse_settings(Example, ["--settings", str(file)], "x")
+    with pytest.raises(ValueError, match="needs the path"):
+        parse_settings(Example, ["--settings"], "x")
+    with pytest.raises(FileNotFoundError):
+        parse_settings(Example, ["--settings", str(tmp_path / "none.json")], "x")
+
+
+def test_value_of_a_wrong_type_in_a_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "settings.json"
+    file.write_text('{"steps": "many"}')
+    with pytest.raises(SystemExit) as exit_:
+        parse_settings(Example, ["--settings", str(file)], "x")
+    assert exit_.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_wrong_input_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch):
+    arguments = ["train-tokenizer", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("perceiver-obs train-tokenizer: ")
+    assert str(tmp_path / "nowhere") in error
+    assert len(error.splitlines()) == 1
+    with pytest.raises(ValueError, match="nowhere"):
+        main([*arguments, "--debug"])
+    monkeypatch.setenv("PERCEIVER_OBS_DEBUG", "1")
+    with pytest.raises(ValueError, match="nowhere"):
+        main(arguments)
+
+
+SMALL = "--device cpu --batch-size 4 --evaluation-clips 4 --clip-length 4 --steps 4"
+TASK = "--task cartpole-swingup --size 32 --render-quality fast --action-repeat 8"
+LINE = [
+    f"collect {TASK} --out data --episodes 4 --max-steps 12 --workers 1",
+    f"train-tokenizer --data data --out tokenizer {SMALL} --base-channels 4 --code-dim 8 --num-codes 16",
+    f"train-predictor --data data --tokenizer tokenizer --out model {SMALL} --num-latents 4 --num-latent-channels 16",
+    "generate --model model --data data --out seen --num-context-frames 4 --num-frames 6",
+    "generate --model model --data None --task cartpole-swingup --out fresh --num-frames 6 --mode maskgit --steps 2",
+    "probe --model model --data data --out probe",
+    f"train-policy {TASK} --model model --out policy --total-frames 160 --eval-every 160 --eval-episodes 1 "
+    "--learning-starts 5 --batch-size 8 --net-arch 8",
+    "evaluate --policy policy --episodes 1",
+    "report --out .",
+]
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> Path:
+    """A directory in which every job has run once, from pixels to a report."""
+    path = tmp_path_factory.mktemp("line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for command in LINE:
+            assert main(command.split()) == 0, command
+    return path
+
+
+def test_every_command_leaves_its_results(line):
+    page = (line / "report.html").read_text()
+    for title in ("Tokenizer", "Predictor", "State probe", "Generated future", "Policy"):
+        assert f"<h2>{title}</h2>" in page
+    assert (line / "fresh" / "future.gif").stat().st_size > 0
+    assert json.loads((line / "policy" / "evaluation.json").read_text())["returns"]
+
+
+def test_the_same_commands_again_change_no_model(line, monkeypatch):
+    monkeypatch.chdir(line)
+    models = [line / name / "model.safetensors" for name in ("tokenizer", "model")]
+    before = [model.stat().st_mtime_ns for model in models]
+    assert all(main(command.split()) == 0 for command in LINE[:3])
+    assert before == [model.stat().st_mtime_ns for model in models]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--start 5 --num-frames 8", "frames 5 to 20 were asked for, but the episode has 13"),
+        ("--episode 4", "episode must lie in 0 to 3, got 4"),
+        ("--temperature -1 --num-frames 2", "-1"),
+        ("--model nowhere", "'nowhere' is neither a directory"),
+        ("--data nowhere", "no rollout dataset at nowhere"),
+        ("--data None --task walker-wlak", "did you mean"),
+    ],
+)
+def test_impossible_generations_are_refused(line, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(line)
+    assert main(["generate", "--model", "model", "--data", "data", *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_values_that_settings_refuse_are_named(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["generate", "--num-frames", "0"])
+    assert exit_.value.code == 2
+    assert "num_frames must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_torn_model_is_named(line, tmp_path, capsys):
+    shutil.copy(line / "model" / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((line / "model" / "model.safetensors").read_bytes()[:-100])
+    assert main(["probe", "--model", str(tmp_path), "--data", str(line / "data")]) == 2
+    assert "model.safetensors" in capsys.readouterr().err

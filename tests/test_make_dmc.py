@@ -1,0 +1,406 @@
+"""`make_dmc` against dm_control itself, and Gymnasium's own rules."""
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from itertools import pairwise
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs import make_dmc, state_names
+from envs.dmc import DmcEnv
+from envs.tasks import PLANET_ACTION_REPEAT
+
+
+def make(task="walker-walk", **kwargs):
+    return make_dmc(task, **{"size": 32, "render_quality": "fast", **kwargs})
+
+
+def load_reference(task, seed):
+    """The same task from dm_control directly, just reset."""
+    from dm_control import suite  # here, because imported before an environment is made it looks for a display
+
+    reference = suite.load(*task.split("-"), task_kwargs={"random": seed})
+    reference.reset()
+    return reference
+
+
+def run_python(script, **variables):
+    """Run a script in a fresh interpreter that has no OpenGL backend chosen; returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env={**environment, **variables}
+    )
+    return result.stdout + result.stderr
+
+
+# What is seen and done
+
+
+@pytest.mark.parametrize("task", ["walker-walk", "ball_in_cup-catch", "quadruped-walk"])
+def test_an_episode_is_the_one_dm_control_plays(task):
+    env = make_dmc(task, size=64, action_repeat=3)
+    frame, _ = env.reset(seed=7)
+    reference = load_reference(task, seed=7)
+    spec, camera = reference.action_spec(), 2 if task.startswith("quadruped") else 0
+    rng = np.random.default_rng(0)
+    assert np.array_equal(frame, reference.physics.render(64, 64, camera))
+    for _ in range(3):
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        frame, reward, terminated, truncated, _ = env.step(action)
+        control = spec.minimum + (action.astype(np.float64) + 1) / 2 * (spec.maximum - spec.minimum)
+        expected = sum(reference.step(control).reward for _ in range(3))
+        assert reward == pytest.approx(expected, rel=1e-9)
+        assert np.array_equal(frame, reference.physics.render(64, 64, camera))
+        assert not terminated
+        assert not truncated
+
+
+@pytest.mark.parametrize("size", [1, 50, 63])
+def test_frames_have_the_size_asked_for_and_are_not_sheared(size):
+    env = make(size=size)
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == (size, size, 3)
+    assert frame.dtype == np.uint8
+    if size > 1:
+        large, _ = make(size=2 * size).reset(seed=0)
+        halved = large.reshape(size, 2, size, 2, 3).mean((1, 3))
+        assert np.abs(halved - frame).mean() < 4
+
+
+def test_frames_are_contiguous_and_never_written_to_again():
+    env = make()
+    frames = [env.reset(seed=0)[0]] + [env.step(env.action_space.sample())[0] for _ in range(3)]
+    copies = [frame.copy() for frame in frames]
+    rendered = env.render()
+    assert np.array_equal(rendered, frames[-1])
+    rendered[:] = 0
+    assert np.array_equal(env.render(), frames[-1])
+    env.step(env.action_space.sample())
+    env.reset()
+    for frame, copy in zip(frames, copies):
+        assert frame.flags.c_contiguous
+        assert frame.flags.owndata
+        assert np.array_equal(frame, copy)
+    assert all(not np.array_equal(a, b) for a, b in pairwise(frames))
+
+
+def test_fast_rendering_shows_the_same_scene_without_shadows():
+    standard, _ = make_dmc(render_quality="standard").reset(seed=0)
+    fast, _ = make_dmc(render_quality="fast").reset(seed=0)
+    difference = np.abs(standard.astype(int) - fast).mean()
+    assert 0 < difference < 15
+
+
+def test_cameras_by_name_number_and_default():
+    frames = {camera: make(camera=camera).reset(seed=0)[0] for camera in (None, 0, 1, "side", "back", -1)}
+    assert np.array_equal(frames[None], frames[0])
+    assert np.array_equal(frames["side"], frames[0])
+    assert np.array_equal(frames["back"], frames[1])
+    assert not np.array_equal(frames["back"], frames["side"])
+    assert not np.array_equal(frames[-1], frames["side"])
+
+
+# Time
+
+
+def test_the_end_of_the_episode_stops_the_repeat_and_is_a_truncation():
+    env = make("cartpole-balance", action_repeat=300)  # 1000 control steps: 300, 300, 300, 100
+    env.reset(seed=0)
+    reference = load_reference("cartpole-balance", seed=0)
+    assert env.unwrapped.max_steps == 4
+    for step, control_steps in enumerate([300, 300, 300, 100]):
+        _, reward, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+        assert reward == pytest.approx(sum(reference.step(np.zeros(1)).reward for _ in range(control_steps)))
+        assert (terminated, truncated) == (False, step == 3)
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(1, np.float32))
+
+
+def test_a_task_that_ends_by_itself_terminates():
+    env = make("lqr-lqr_2_1")
+    env.reset(seed=0)
+    assert env.unwrapped.max_steps is None
+    physics = env.unwrapped.physics
+    with physics.reset_context():
+        physics.data.qpos[:] = 0  # the goal of the task
+    _, _, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+    assert (terminated, truncated) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("task", "repeat", "fps"), [("walker-walk", 2, 20), ("cartpole-swingup", 8, 12.5), ("fish-swim", 1, 25)]
+)
+def test_render_fps_is_the_rate_of_frames_in_simulated_time(task, repeat, fps):
+    assert make(task, action_repeat=repeat).metadata["render_fps"] == pytest.approx(fps)
+
+
+@pytest.mark.parametrize(("domain", "repeat"), PLANET_ACTION_REPEAT.items())
+def test_planet_action_repeats(domain, repeat):
+    task = next(task for task in envs.TASKS if task.startswith(domain + "-"))
+    assert make(task, action_repeat="planet").unwrapped.frame_contract["action_repeat"] == repeat
+
+
+# Seeds
+
+
+def test_seeds_determine_the_episode():
+    env, other = make(), make(seed=5)
+    first = env.reset(seed=5)[0]
+    assert np.array_equal(other.reset()[0], first)
+    assert not np.array_equal(other.reset()[0], first)
+    assert np.array_equal(env.reset(seed=5)[0], first)
+    assert not np.array_equal(make().reset()[0], make().reset()[0])
+
+
+def test_seeds_beyond_32_bits():
+    env = make()
+    frames = [env.reset(seed=seed)[0] for seed in (2**32, 2**32 + 1, 2**64 - 1, 0)]
+    assert np.array_equal(env.reset(seed=2**32)[0], frames[0])
+    assert all(not np.array_equal(a, b) for i, a in enumerate(frames) for b in frames[:i])
+
+
+def test_random_starts_differ_from_the_tasks_own():
+    env = make("cheetah-run", state_in_info=True)
+    speed = slice(env.unwrapped.state_names.index("velocity/rootx"), None)
+    plain = np.stack([env.reset(seed=seed)[1]["state"] for seed in range(5)])
+    random = np.stack([env.reset(seed=seed, options={"random_init": True})[1]["state"] for seed in range(5)])
+    again = env.reset(seed=4, options={"random_init": True})[1]["state"]
+    assert np.abs(plain[:, speed]).max() < 0.2 < np.abs(random[:, speed]).max()
+    assert random[:, : speed.start].std(0).mean() > 2 * plain[:, : speed.start].std(0).mean()
+    assert np.array_equal(again, random[4])
+
+
+# The true state
+
+
+def test_state_is_only_given_when_asked_for():
+    assert make().reset(seed=0)[1] == {}
+    _, info = make(state_in_info=True).reset(seed=0)
+    assert info["state"].dtype == np.float32
+
+
+def test_state_names_and_values_of_walker():
+    env = make(state_in_info=True, action_repeat=1)
+    names = state_names(env)
+    _, info = env.reset(seed=0)
+    before = dict(zip(names, info["state"]))
+    for _ in range(3):
+        *_, info = env.step(np.full(6, 0.1, np.float32))
+    qpos, qvel = env.unwrapped.physics.named.data.qpos, env.unwrapped.physics.named.data.qvel
+    state = dict(zip(names, info["state"]))
+
+    assert "position/rootx" not in names  # the camera travels with the walker
+    assert state["velocity/rootx"] == pytest.approx(qvel["rootx"].item(), abs=1e-5)
+    assert state["position/right_knee"] == pytest.approx(qpos["right_knee"].item(), abs=1e-5)
+    assert state["position/rooty_cos"] == pytest.approx(np.cos(qpos["rooty"]).item(), abs=1e-5)
+    assert state["position/rooty_sin"] == pytest.approx(np.sin(qpos["rooty"]).item(), abs=1e-5)
+    assert state["velocity/right_knee"] != before["velocity/right_knee"]
+
+
+def test_state_holds_targets_and_balls():
+    env = make("reacher-easy", state_in_info=True)
+    targets = [dict(zip(state_names(env), env.reset(seed=seed)[1]["state"])) for seed in range(2)]
+    assert targets[0]["position/target_x"] != targets[1]["position/target_x"]
+    position = env.unwrapped.physics.named.data.geom_xpos["target"]
+    assert targets[1]["position/target_y"] == pytest.approx(position[1], abs=1e-6)
+    assert "position/ball_x" in state_names(make("ball_in_cup-catch"))
+    assert "position/slider" in state_names(make("cartpole-swingup"))  # a camera that stands still shows it
+
+
+def test_quaternions_in_the_state_have_one_sign():
+    env = make("fish-upright", state_in_info=True)
+    at = state_names(env).index("position/root_qw")
+    states = [env.reset(seed=seed, options={"random_init": True})[1]["state"] for seed in range(6)]
+    assert all(state[at] >= 0 for state in states)
+
+
+# Gymnasium's rules
+
+
+def test_known_tasks_are_those_of_dm_control():
+    make().close()
+    from dm_control import suite
+
+    assert sorted(envs.TASKS) == sorted("-".join(task) for task in suite.ALL_TASKS)
+
+
+@pytest.mark.parametrize("task", ["dog-walk", "humanoid_CMU-run", "lqr-lqr_6_2", "stacker-stack_2", "swimmer-swimmer6"])
+def test_unusual_tasks_play(task):
+    env = make(task, state_in_info=True)
+    _, info = env.reset(seed=0, options={"random_init": True})
+    assert len(info["state"]) == len(state_names(env)) == len(set(state_names(env)))
+    frame, reward, *_, info = env.step(env.action_space.sample())
+    assert np.isfinite(reward)
+    assert np.isfinite(info["state"]).all()
+    assert frame.std() > 0
+
+
+def test_gymnasium_finds_nothing_to_warn_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make("cartpole-swingup", state_in_info=True).unwrapped)
+
+
+def test_specs_survive_json_and_pickle():
+    env = make_dmc("cartpole-swingup", size=np.int64(40), camera="lookatcart", action_repeat="planet", seed=3)
+    first = env.reset()[0]
+    for spec in (EnvSpec.from_json(env.spec.to_json()), pickle.loads(pickle.dumps(env.spec))):
+        again = gymnasium.make(spec)
+        assert again.spec == env.spec
+        assert np.array_equal(again.reset()[0], first)
+    copy = pickle.loads(pickle.dumps(env.unwrapped))
+    assert np.array_equal(copy.reset()[0], first)
+
+
+def test_ids_in_a_fresh_interpreter_and_vectorised():
+    printed = run_python(
+        "import gymnasium\n"
+        "env = gymnasium.make('envs:dmc/walker-run-v0', size=20, render_quality='fast')\n"
+        "vector = gymnasium.make_vec('envs:dmc/walker-run-v0', 2, 'async', size=20, render_quality='fast')\n"
+        "print(vector.reset(seed=0)[0].shape)\n"
+        "vector.close()\n"
+        "print(env.reset(seed=0)[0].shape)"
+    )
+    assert printed.split("\n")[:2] == ["(2, 20, 20, 3)", "(20, 20, 3)"]
+
+
+def test_importing_leaves_torch_and_mujoco_and_the_opengl_backend_alone():
+    printed = run_python(
+        "import os, sys, envs\n"
+        "print(sorted({'torch', 'dm_control', 'mujoco', 'stable_baselines3', 'minari'} & set(sys.modules)))\n"
+        "print('MUJOCO_GL' in os.environ)"
+    )
+    assert printed.split() == ["[]", "False"]
+
+
+def test_environments_in_one_process_are_independent():
+    alone = make(seed=1)
+    expected = [alone.reset()[0]] + [alone.step(np.ones(6, np.float32))[0] for _ in range(3)]
+    env, other = make(seed=1), make("reacher-easy", seed=2, size=48)
+    frames = [env.reset()[0]]
+    other.reset()
+    for step in range(3):
+        if step == 2:
+            other.close()
+        else:
+            other.step(np.ones(2, np.float32))
+        frames.append(env.step(np.ones(6, np.float32))[0])
+    assert all(np.array_equal(a, b) for a, b in zip(frames, expected))
+    env.close()
+    env.close()
+    with pytest.raises(ClosedEnvironmentError):
+        env.reset()
+
+
+# Where rendering cannot work
+
+
+def test_rendering_after_fork_says_what_to_do_and_forkserver_works(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import gymnasium, functools\n"
+        "from envs import make_dmc\n"
+        "make = functools.partial(make_dmc, 'cartpole-balance', size=16, render_quality='fast')\n"
+        "if __name__ == '__main__':\n"
+        "    make().reset()\n"
+        "    vector = gymnasium.vector.AsyncVectorEnv([make, make], context='forkserver')\n"
+        "    print(vector.reset(seed=0)[0].shape)\n"
+        "    vector.close()\n"
+        "    vector = gymnasium.vector.AsyncVectorEnv([make], context='fork')\n"
+        "    try:\n"
+        "        vector.reset(seed=0)\n"
+        "    except RuntimeError as error:\n"
+        "        print('error:', error)\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert "(2, 16, 16, 3)" in result.stdout
+    assert "error: this process was forked" in result.stdout
+    assert "context='forkserver'" in result.stdout
+
+
+def test_without_opengl_the_error_names_the_debian_packages():
+    # glvnd finds no driver in an empty directory: as on a machine that has none.
+    printed = run_python(
+        "import ctypes, envs\n"
+        "try:\n"
+        "    ctypes.CDLL('libOSMesa.so.8')\n"
+        "except OSError:\n"
+        "    try:\n"
+        "        envs.make_dmc()\n"
+        "    except RuntimeError as error:\n"
+        "        print(error)\n"
+        "else:\n"
+        "    print('has OSMesa')\n",
+        __EGL_VENDOR_LIBRARY_DIRS="/nonexistent",
+        DISPLAY="",
+        WAYLAND_DISPLAY="",
+    )
+    if "has OSMesa" in printed:
+        pytest.skip("this machine has OSMesa to fall back on")
+    assert len(printed.splitlines()) == 1
+    assert all(package in printed for package in ("libegl1", "libgl1-mesa-dri", "libosmesa6"))
+
+
+def test_a_display_is_not_needed_even_if_dm_control_came_first():
+    printed = run_python(
+        "from dm_control import suite\nimport envs\n"
+        "print(envs.make_dmc(size=16, render_quality='fast').reset(seed=0)[0].shape)",
+        DISPLAY="",
+        WAYLAND_DISPLAY="",
+    )
+    assert "(16, 16, 3)" in printed
+
+
+def test_the_users_backend_is_kept():
+    script = "import os, envs.gl\nenvs.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
+    assert run_python(script, MUJOCO_GL="glfw").split() == ["glfw"]
+    assert run_python(script, PYOPENGL_PLATFORM="osmesa").split() == ["osmesa"]
+    assert run_python(script, DISPLAY="").split() == ["egl"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"task": "walker-wlak"}, "walker-wlak.*walker-walk"),
+        ({"task": "ball_in_cup_catch"}, "ball_in_cup_catch.*ball_in_cup-catch"),
+        ({"task": "nonsense"}, "nonsense"),
+        ({"size": 0}, "size must be.*0"),
+        ({"size": 64.5}, "size must be.*64.5"),
+        ({"size": 10**6}, "size must be.*1000000"),
+        ({"size": True}, "size must be.*True"),
+        ({"camera": "sied"}, "sied.*side"),
+        ({"camera": 2}, "camera must be.*2.*side, back"),
+        ({"camera": -2}, "camera must be.*-2"),
+        ({"action_repeat": 0}, "action_repeat must be.*0"),
+        ({"action_repeat": "dreamer"}, "action_repeat must be.*dreamer"),
+        ({"task": "hopper-hop", "action_repeat": "planet"}, "planet.*hopper"),
+        ({"render_quality": "ultra"}, "render_quality must be.*ultra"),
+        ({"seed": -1}, "seed must be.*-1"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_dmc(**kwargs)
+
+
+def test_bad_actions_are_named():
+    env = DmcEnv(size=16, render_quality="fast")
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(6, np.float32))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(6,\)"):
+        env.step(np.zeros(5, np.float32))
+    with pytest.raises(ValueError, match="finite"):
+        env.step(np.full(6, np.nan, np.float32))

@@ -1,0 +1,103 @@
+"""Rollouts to Minari and back."""
+
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+
+from envs import CollectSettings, RolloutDataset, RolloutError, collect, export_minari, import_minari, make_dmc
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    out = tmp_path_factory.mktemp("minari") / "data"
+    settings = CollectSettings(
+        task="reacher-easy", out=str(out), episodes=3, max_steps=6, size=48, render_quality="fast", workers=1
+    )
+    return collect(settings, progress=False)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def test_minari_reads_what_is_exported(dataset, root):
+    assert export_minari(dataset.path, "dmc/reacher-v0", author="nobody") == root / "dmc" / "reacher-v0"
+    exported = minari.load_dataset("dmc/reacher-v0")
+    assert (exported.total_episodes, exported.total_steps) == (3, 18)
+    for ours, theirs in zip(dataset, exported):
+        assert np.array_equal(theirs.observations, ours.pixels)
+        assert np.array_equal(theirs.actions, ours.actions)
+        assert np.array_equal(theirs.rewards, ours.rewards)
+        assert np.array_equal(theirs.infos["state"], ours.states)
+        assert theirs.truncations.tolist() == [False] * 5 + [True]
+        assert not theirs.terminations.any()
+    env = exported.recover_environment()
+    assert env.observation_space == exported.observation_space
+    assert np.array_equal(env.reset(seed=dataset[0].seed)[0], dataset[0].pixels[0])
+
+
+def test_a_round_trip_changes_nothing(dataset, tmp_path):
+    export_minari(dataset, "reacher-v3", root=tmp_path / "elsewhere")
+    back = import_minari("reacher-v3", tmp_path / "back", root=tmp_path / "elsewhere")
+    assert back.meta == dataset.meta
+    assert back.fingerprint == dataset.fingerprint
+    for ours, theirs in zip(dataset, back):
+        for name in vars(ours):
+            assert np.array_equal(getattr(theirs, name), getattr(ours, name)), name
+
+
+def test_datasets_of_others_can_be_imported(root, tmp_path):
+    env = make_dmc("pendulum-swingup", size=40, render_quality="fast")
+    frames = np.stack([env.reset(seed=0)[0]] + [env.step(np.ones(1, np.float32))[0] for _ in range(3)])
+    ends = np.array([False, False, True])
+    buffer = EpisodeBuffer(
+        observations=frames,
+        actions=np.ones((3, 1), np.float32),
+        rewards=np.arange(3.0),
+        terminations=ends,
+        truncations=~ends & False,
+    )
+    minari.create_dataset_from_buffers("theirs-v0", [buffer, buffer], env=env, jpeg_encoding=False)
+    data = import_minari("theirs-v0", tmp_path / "data")
+    assert len(data) == 2
+    assert np.array_equal(data[1].pixels, frames)
+    assert data[1].rewards.tolist() == [0, 1, 2]
+    assert (data[1].terminated, data[1].truncated, data[1].states) == (True, False, None)
+    assert data[1].policy == "minari:theirs-v0"
+    assert data.meta["env"]["id"] == "dmc/pendulum-swingup-v0"
+
+
+def test_what_cannot_be_converted_is_named(dataset, root, tmp_path):
+    export_minari(dataset, "reacher-v0")
+    with pytest.raises(ValueError, match="reacher-v0 already"):
+        export_minari(dataset, "reacher-v0")
+    with pytest.raises(ValueError, match="got 'reacher'"):
+        export_minari(dataset, "reacher")
+    with pytest.raises(RolloutError, match="exists already"):
+        import_minari("reacher-v0", tmp_path)
+    with pytest.raises(FileNotFoundError, match="missing-v0"):
+        import_minari("missing-v0", tmp_path / "data")
+    with pytest.raises(RolloutError, match="no rollout dataset"):
+        export_minari(RolloutDataset(tmp_path).path, "other-v0")
+    vectors = EpisodeBuffer(
+        observations=np.zeros((2, 4), np.float32),
+        actions=np.zeros((1, 1), np.float32),
+        rewards=[0.0],
+        terminations=[False],
+        truncations=[True],
+    )
+    minari.create_dataset_from_buffers(
+        "vectors-v0",
+        [vectors],
+        observation_space=spaces.Box(-1, 1, (4,), np.float32),
+        action_space=spaces.Box(-1, 1, (1,), np.float32),
+    )
+    with pytest.raises(RolloutError, match="square RGB frames"):
+        import_minari("vectors-v0", tmp_path / "data")
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,102 @@
+"""What the predictor is trained on, on real frames."""
+
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from perceiver_obs.training.perceptual import PerceptualDistance
+from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective, random_visible
+
+EVERY = LossWeights(cross_entropy=1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0)
+
+
+@pytest.fixture(scope="module")
+def distance():
+    return PerceptualDistance()
+
+
+@pytest.fixture
+def batch(real_video):
+    model = tiny_model(action_dim=2)
+    frames = real_video[0, :48].unflatten(0, (4, 12))
+    with torch.no_grad():
+        vectors = model.tokenizer.encode_vectors(frames)
+    tokens = model.tokenizer.quantize(vectors)[1]
+    return {"vectors": vectors, "tokens": tokens, "actions": torch.rand(4, 12, 2), "frames": frames}
+
+
+def objective(weights=EVERY, **options) -> PredictorObjective:
+    model = tiny_model(action_dim=2).train()
+    model.tokenizer.requires_grad_(False)
+    return PredictorObjective(model.predictor, weights, **options)
+
+
+def test_every_objective_reaches_the_latents(batch, distance):
+    for name in ("cross_entropy", "perceptual", "regression", "inverse_dynamics"):
+        weights = LossWeights(**{**dict.fromkeys(LossWeights.__annotations__, 0.0), name: 1.0})
+        trained = objective(weights, perceptual_distance=distance)
+        losses = trained(**batch)
+        assert set(losses) == {"loss", name}
+        losses["loss"].backward()
+        assert trained.predictor.encoder.latents.grad.abs().sum() > 0
+        assert not any(p.grad is not None for p in trained.predictor.tokenizer.parameters())
+
+
+def test_the_loss_is_the_weighted_sum(batch, distance):
+    losses = objective(perceptual_distance=distance)(**batch)
+    parts = {name: value for name, value in losses.items() if name != "loss"}
+    torch.testing.assert_close(losses["loss"], sum(getattr(EVERY, name) * value for name, value in parts.items()))
+
+
+def test_a_few_steps_lower_every_loss(batch):
+    torch.manual_seed(0)
+    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0), foreground_weight=1.0)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
+    history = []
+    for _ in range(40):
+        losses = trained(**batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        history.append({name: float(value.detach()) for name, value in losses.items()})
+    for name in history[0]:
+        late, early = (sum(h[name] for h in part) for part in (history[-5:], history[:5]))
+        assert late < early, name
+
+
+def test_shown_tokens_do_not_count_and_motion_counts_more(batch):
+    trained = objective(foreground_weight=1.0, perceptual_distance=lambda a, b: a.sum())
+    weights = trained._motion_weights(batch["vectors"])
+    assert weights.shape == batch["vectors"].shape[:4]
+    assert 0.5 <= weights.min() < weights.max() <= 3
+    still = batch["vectors"][:, :1].expand_as(batch["vectors"])
+    torch.testing.assert_close(trained._motion_weights(still), torch.full(still.shape[:4], 0.5))
+
+
+def test_visible_tokens_are_none_or_some_but_never_all():
+    torch.manual_seed(0)
+    visible = random_visible(400, (8, 8), torch.device("cpu")).flatten(1).sum(1)
+    assert 0.4 < (visible == 0).float().mean() < 0.65
+    assert visible.max() < 64
+    assert visible.unique().numel() > 20
+
+
+def test_what_does_not_fit_is_named(batch):
+    with pytest.raises(ValueError, match="12 frames are too short for a horizon of 12"):
+        objective(LossWeights(), horizons=(0, 12))(**batch)
+    with pytest.raises(ValueError, match="action_dim"):
+        PredictorObjective(tiny_model().predictor, LossWeights(inverse_dynamics=1.0))
+    with pytest.raises(ValueError, match="no perceptual_distance"):
+        objective(LossWeights(perceptual=1.0))
+
+
+def test_perceptual_distance_orders_what_an_eye_would(distance, real_video):
+    frames = real_video[0, :4].float() / 255
+    blurred = torch.nn.functional.avg_pool2d(frames, 3, 1, 1)
+    more_blurred = torch.nn.functional.avg_pool2d(frames, 7, 1, 3)
+    assert distance(frames, frames) == 0
+    assert 0 < distance(blurred, frames) < distance(more_blurred, frames)
+    dim = (frames * 0.8).requires_grad_()
+    distance(dim, frames).backward()
+    assert dim.grad.abs().sum() > 0
+    assert not distance.train().training

@@ -1,0 +1,277 @@
+"""The rollout store: what goes in comes out, and whatever is broken is named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envs import RolloutDataset, RolloutError, RolloutWriter
+
+FIELDS = ("pixels", "actions", "rewards", "terminated", "truncated", "seed", "policy", "states")
+SIZE, ACTION_SIZE, STATES = 8, 2, ["position/a", "position/b", "velocity/a"]
+
+
+def meta(states=True, **changes):
+    return {
+        "env": {"id": "dmc/reacher-easy-v0", "kwargs": {"size": SIZE}},
+        "frame_contract": {"size": SIZE, "channels": 3, "tasks": ["reacher-easy"]},
+        "action_size": ACTION_SIZE,
+        "state_names": STATES if states else None,
+        **changes,
+    }
+
+
+def episode(steps=5, states=True, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "pixels": rng.integers(0, 256, (steps + 1, SIZE, SIZE, 3), np.uint8),
+        "actions": rng.uniform(-1, 1, (steps, ACTION_SIZE)).astype(np.float32),
+        "rewards": rng.normal(size=steps).astype(np.float32),
+        "terminated": False,
+        "truncated": True,
+        "seed": seed,
+        "policy": "random",
+        "states": rng.normal(size=(steps + 1, len(STATES))).astype(np.float32) if states else None,
+    }
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A directory with episodes 0, 1 and 2."""
+    writer = RolloutWriter(tmp_path / "data", meta())
+    for index in range(3):
+        writer.write_episode(index, **episode(steps=3 + index, seed=index))
+    return tmp_path / "data"
+
+
+# What goes in comes out
+
+
+@given(
+    steps=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    states=st.booleans(),
+    compress=st.booleans(),
+    terminated=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+    policy=st.text(st.characters(exclude_categories=["C"]), max_size=20),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_episodes_come_back_as_they_were(tmp_path, steps, states, compress, terminated, seed, policy):
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    writer = RolloutWriter(tmp_path / "data", meta(states), compress=compress)
+    given_ = [
+        episode(count, states, seed=i) | {"terminated": terminated, "seed": seed, "policy": policy}
+        for i, count in enumerate(steps)
+    ]
+    for index in reversed(range(len(steps))):  # in any order
+        writer.write_episode(index, **given_[index])
+    read = RolloutDataset(tmp_path / "data")
+    assert [len(item) for item in read] == steps
+    assert read.lengths == [count + 1 for count in steps]
+    assert read.num_frames == sum(read.lengths)
+    for expected, found in zip(given_, read):
+        for name in FIELDS:
+            value = getattr(found, name)
+            assert np.array_equal(value, expected[name]), name
+            if isinstance(value, np.ndarray):
+                assert value.dtype == expected[name].dtype
+
+
+def test_frames_are_read_by_memory_map_and_cannot_be_changed(dataset):
+    pixels = RolloutDataset(dataset)[0].pixels
+    assert isinstance(pixels, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0] = 0
+
+
+def test_a_growing_dataset_shows_whole_episodes_only(dataset):
+    (dataset / "episodes" / "000001.npz").unlink()  # as while episode 1 is being written
+    data = RolloutDataset(dataset)
+    assert data.indices == [0, 2]
+    assert [item.seed for item in data] == [0, 2]
+    RolloutWriter(dataset, meta()).write_episode(1, **episode(seed=9))
+    assert [item.seed for item in RolloutDataset(dataset)] == [0, 9, 2]
+    assert [item.seed for item in RolloutDataset(dataset)[1:]] == [9, 2]
+
+
+def test_the_fingerprint_follows_the_data(dataset, tmp_path):
+    before = RolloutDataset(dataset).fingerprint
+    assert RolloutDataset(shutil.copytree(dataset, tmp_path / "copy")).fingerprint == before
+    RolloutWriter(dataset, meta()).write_episode(3, **episode())
+    assert RolloutDataset(dataset).fingerprint != before
+    other = RolloutWriter(tmp_path / "other", meta(action_size=2, collection={"seed": 1}))
+    for index in range(3):
+        other.write_episode(index, **episode(steps=3 + index, seed=index))
+    assert RolloutDataset(tmp_path / "other").fingerprint != before
+
+
+# What does not belong is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": np.zeros((5, SIZE, SIZE, 3), np.uint8)}, r"pixels should be uint8 \(6, 8, 8, 3\).*\(5, 8, 8, 3\)"),
+        ({"pixels": np.zeros((6, SIZE, SIZE, 3), np.float32)}, "pixels should be uint8.*float32"),
+        ({"pixels": np.zeros((6, 9, 9, 3), np.uint8)}, r"\(6, 9, 9, 3\)"),
+        ({"actions": np.zeros((5, 3), np.float32)}, r"actions should be float32 \(5, 2\).*\(5, 3\)"),
+        ({"actions": np.zeros((5, 2))}, "float64"),
+        ({"rewards": np.zeros(4, np.float32)}, "rewards should be"),
+        ({"states": None}, "3 state entries, got none"),
+        ({"states": np.zeros((6, 4), np.float32)}, r"states should be float32 \(6, 3\)"),
+        ({"seed": -1}, "seed must be.*-1"),
+        ({"policy": "x" * 5000}, "policy tag"),
+    ],
+)
+def test_episodes_that_do_not_fit_are_refused(tmp_path, changes, message):
+    writer = RolloutWriter(tmp_path / "data", meta())
+    with pytest.raises(RolloutError, match=message):
+        writer.write_episode(0, **(episode() | changes))
+    assert not any((tmp_path / "data" / "episodes").iterdir())
+
+
+def test_metadata_that_lacks_something_is_refused(tmp_path):
+    incomplete = {key: value for key, value in meta().items() if key != "action_size"}
+    with pytest.raises(RolloutError, match="action_size"):
+        RolloutWriter(tmp_path / "data", incomplete)
+    with pytest.raises(RolloutError, match="size"):
+        RolloutWriter(tmp_path / "data", meta(frame_contract={}))
+
+
+def test_writing_on_with_other_settings_is_refused(dataset):
+    with pytest.raises(RolloutError, match="action_size is 2 there and 3 here"):
+        RolloutWriter(dataset, meta(action_size=3))
+    RolloutWriter(dataset, meta(versions={"mujoco": "0.0"}))  # newer software may go on
+
+
+# What is broken is named when the dataset is opened
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def rewrite(path, **changes):
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files} | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+def edit_meta(dataset, **changes):
+    path = dataset / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def claim_shape(path, shape):
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def replace_by_link(path, target):
+    target.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(target)
+
+
+PIXELS, ARRAYS = "episodes/000001.pixels.npy", "episodes/000001.npz"
+BREAKAGES = {
+    "frames cut short": (lambda d: cut(d / PIXELS, -7), "000001.pixels.npy has .* bytes, should have"),
+    "frames empty": (lambda d: cut(d / PIXELS, 0), "000001.pixels.npy is not a whole"),
+    "frames missing": (lambda d: (d / PIXELS).unlink(), "000001.pixels.npy.* is missing"),
+    "fewer frames": (
+        lambda d: np.save(d / PIXELS, np.zeros((4, 8, 8, 3), np.uint8)),
+        r"\(5, 8, 8, 3\).*\(4, 8, 8, 3\)",
+    ),
+    "pickled frames": (lambda d: np.save(d / PIXELS, np.array([{}, []], object)), "object"),
+    "absurd size": (lambda d: claim_shape(d / PIXELS, (10**12, 8, 8, 3)), r"is uint8 \(1000000000000, 8, 8, 3\)"),
+    "garbled header": (lambda d: (d / PIXELS).write_bytes((d / PIXELS).read_bytes().replace(b"3)", b"3(")), "whole"),
+    "arrays cut short": (lambda d: cut(d / ARRAYS, -30), "000001.npz is cut short or damaged"),
+    "no actions": (lambda d: rewrite(d / ARRAYS, actions=None), "lacks 'actions'"),
+    "wrong rewards": (lambda d: rewrite(d / ARRAYS, rewards=np.zeros(9, np.float32)), "rewards.*should be"),
+    "actions of another size": (lambda d: rewrite(d / ARRAYS, actions=np.zeros((4, 7), np.float32)), "actions.*should"),
+    "no states": (lambda d: rewrite(d / ARRAYS, states=None), "lacks 'states'"),
+    "pickled arrays": (lambda d: rewrite(d / ARRAYS, rewards=np.array([None] * 4, object)), "rewards.*object"),
+    "leads outside": (lambda d: replace_by_link(d / PIXELS, d.parent / "elsewhere.npy"), "leads out of the dataset"),
+    "other version": (lambda d: edit_meta(d, format_version=99), "format version 99"),
+    "other format": (lambda d: edit_meta(d, format="lmdb"), "does not describe a rollout dataset"),
+    "meta of wrong type": (lambda d: edit_meta(d, action_size="2"), "action_size"),
+    "meta cut short": (lambda d: cut(d / "meta.json", 20), "not JSON"),
+    "no meta": (lambda d: (d / "meta.json").unlink(), "there is no rollout dataset at"),
+    "no episodes": (lambda d: [f.unlink() for f in (d / "episodes").iterdir()], "holds no whole episode"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_broken_datasets_are_named(dataset, breakage):
+    do_break, message = BREAKAGES[breakage]
+    do_break(dataset)
+    with pytest.raises(RolloutError, match=message) as error:
+        RolloutDataset(dataset)
+    assert str(dataset) in str(error.value)
+
+
+def test_an_empty_place_is_no_dataset(tmp_path):
+    with pytest.raises(RolloutError, match="there is no rollout dataset at"):
+        RolloutDataset(tmp_path)
+    with pytest.raises(RolloutError, match="there is no rollout dataset at"):
+        RolloutDataset(tmp_path / "nowhere")
+
+
+def test_damage_inside_a_file_is_named_when_it_is_read(tmp_path):
+    writer = RolloutWriter(tmp_path / "data", meta(), compress=True)
+    writer.write_episode(0, **episode())
+    frames = tmp_path / "data" / "episodes" / "000000.pixels.npy.zst"
+    frames.write_bytes(frames.read_bytes()[:-20])
+    with pytest.raises(RolloutError, match=r"episode 0 of .* cannot be read"):
+        RolloutDataset(tmp_path / "data")[0]
+
+
+# A disk that is full
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_episode(tmp_path):
+    """On a file system of 300 kB, if this process may mount one; an episode takes 200."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        writer = RolloutWriter(disk / "data", meta())
+        writer.write_episode(0, **episode(steps=1000))
+        with pytest.raises(OSError, match=r"could not write .*000001.pixels.npy \(No space left") as error:
+            writer.write_episode(1, **episode(steps=1000))
+        assert error.value.errno == 28
+        assert sorted(os.listdir(disk / "data" / "episodes")) == ["000000.npz", "000000.pixels.npy"]
+        assert len(RolloutDataset(disk / "data")) == 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_size_limit_is_named_and_leaves_nothing(tmp_path):
+    """The same without root, by a limit on the size of files."""
+    script = (
+        "import resource, signal, sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from test_rollouts import RolloutWriter, episode, meta\n"
+        "writer = RolloutWriter(sys.argv[1], meta())\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "try:\n"
+        "    writer.write_episode(0, **episode(steps=1000))\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    here = os.path.dirname(__file__)
+    result = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "data", here], capture_output=True, text=True, timeout=60
+    )
+    assert "could not write" in result.stdout, result.stderr
+    assert "000000.pixels.npy" in result.stdout
+    assert not any((tmp_path / "data" / "episodes").iterdir())

@@ -1,0 +1,227 @@
+"""Both training stages on rendered frames: they learn, on one process or two, and say what they did."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
+
+from envs.rollouts import RolloutDataset
+from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
+from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
+from perceiver_obs.training.data import leading_actions
+from perceiver_obs.training.loop import learning_rate, make_accelerator, make_optimizer
+from perceiver_obs.training.metrics import MetricsLog, curve, read_lines
+from perceiver_obs.training.settings import RunSettings
+from perceiver_obs.training.train_predictor import train_predictor
+from perceiver_obs.training.train_tokenizer import train_tokenizer
+
+pytest_plugins = ("tiny_data",)
+
+TWO_RANKS = """
+import json
+import sys
+
+from perceiver_obs.training.checkpoint import state_digest
+from perceiver_obs.training.loop import make_accelerator, train
+from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.train_predictor import PredictorStage, TrainPredictorSettings, train_predictor
+from perceiver_obs.training.train_tokenizer import TokenizerStage, TrainTokenizerSettings, train_tokenizer
+
+
+def run(settings, make_stage, job):
+    accelerator = make_accelerator(settings)
+    directory = RunDirectory(settings.out, settings)
+    stage = make_stage(settings, directory, accelerator)
+    before = state_digest(stage.module)
+    train(stage, settings, directory, accelerator)
+    result = {"world": accelerator.num_processes, "before": before, "after": state_digest(stage.module)}
+    with open(f"{settings.out}/rank{accelerator.process_index}.json", "w") as file:
+        json.dump(result, file)
+    accelerator.wait_for_everyone()
+    job(settings)  # finds the steps done, and exports and reports
+
+
+with open(sys.argv[1]) as file:
+    tokenizer, predictor = ({k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in json.load(file))
+run(TrainTokenizerSettings(**tokenizer), lambda settings, *_: TokenizerStage(settings), train_tokenizer)
+run(TrainPredictorSettings(**predictor), PredictorStage, train_predictor)
+"""
+
+
+def test_two_processes_end_with_the_same_weights_and_codebooks(tiny_data, tmp_path):
+    tokenizer = tokenizer_settings(tiny_data, tmp_path / "tokenizer", steps=5)
+    predictor = predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "predictor", steps=4)
+    (tmp_path / "train.py").write_text(TWO_RANKS)
+    (tmp_path / "settings.json").write_text(json.dumps([vars(tokenizer), vars(predictor)]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "train.py"), str(tmp_path / "settings.json")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for run in ("tokenizer", "predictor"):
+        first, second = (json.loads((tmp_path / run / f"rank{rank}.json").read_text()) for rank in range(2))
+        assert first == second
+        assert first["world"] == 2
+        assert first["after"] != first["before"]
+        assert (tmp_path / run / "report.html").exists()
+    CausalPerceiverIO.from_pretrained(tmp_path / "predictor")
+    encoded = list((tmp_path / "predictor" / "token_cache").rglob("*.tokens.npy"))
+    assert len(encoded) == len(RolloutDataset(tiny_data))
+
+
+def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):
+    settings = tokenizer_settings(
+        tiny_data, tmp_path, steps=80, learning_rate=3e-3, base_channels=8, evaluate_every=20, log_every=5
+    )
+    tokenizer = train_tokenizer(settings)
+    assert isinstance(tokenizer, VQPTTokenizer)
+    assert not tokenizer.training
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    steps, psnr = curve(rows, "evaluation/psnr")
+    assert steps == [20, 40, 60, 80]
+    assert psnr[-1] > psnr[0] + 3
+    _, losses = curve(rows, "train/loss")
+    assert losses[-1] < losses[0] / 3
+    assert list((tmp_path / "tensorboard").iterdir())
+    report = (tmp_path / "report.html").read_text()
+    assert f"{psnr[-1]:.1f} dB" in report
+    assert report.count("data:image/png;base64,") == 3
+
+
+def test_predictor_learns_and_its_contexts_are_standardised(tiny_data, tiny_tokenizer, tmp_path):
+    settings = predictor_settings(
+        tiny_data, tiny_tokenizer, tmp_path, steps=60, learning_rate=3e-3, evaluate_every=20, regression_weight=0.1
+    )
+    model = train_predictor(settings)
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    _, held_out = curve(rows, "evaluation/cross_entropy")
+    assert held_out == sorted(held_out, reverse=True)
+    assert held_out[-1] < 0.9 * math.log(16)
+    assert {"train/cross_entropy", "train/regression"} <= set(rows[0])
+    last = rows[-1]
+    assert {f"evaluation/accuracy_{name}" for name in ("model", "copy", "unigram", "bigram")} <= set(last)
+    episodes = list(RolloutDataset(tiny_data))
+    frames = torch.from_numpy(np.stack([episode.pixels for episode in episodes])).permute(0, 1, 4, 2, 3)
+    actions = torch.from_numpy(np.stack([leading_actions(episode.actions, model.action_dim) for episode in episodes]))
+    contexts = model.extract_context(frames, actions).flatten(0, 1)
+    assert contexts.mean(0).abs().max() < 0.5
+    fitted = model.context_scale > MIN_CONTEXT_SCALE
+    spread = contexts.std(0)
+    assert spread.max() < 1.5
+    assert ((spread > 0.5) | ~fitted).all()
+    assert (model.context_scale < 1).all()
+    assert model.frame_contract["tasks"] == ["cartpole-swingup"]
+    assert model.frame_contract["render_quality"] == "fast"
+    assert model.frame_contract["data_fingerprint"]
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 5
+
+
+def test_the_tokenizer_stays_as_it_was(tiny_tokenizer, tiny_model):
+    tokenizer = VQPTTokenizer.from_pretrained(tiny_tokenizer).state_dict()
+    inside = CausalPerceiverIO.from_pretrained(tiny_model).tokenizer.state_dict()
+    assert all(torch.equal(tensor, inside[name]) for name, tensor in tokenizer.items())
+
+
+def test_tasks_of_different_action_sizes_train_together(tiny_data, tiny_tokenizer, tmp_path):
+    other = write_dataset(tmp_path / "noise", [12, 12, 12], action_size=3, size=32)
+    settings = predictor_settings(tiny_data, tiny_tokenizer, tmp_path / "run", steps=2)
+    settings.data = (str(tiny_data), str(other))
+    model = train_predictor(settings)
+    assert model.action_dim == 3
+    assert model.frame_contract["tasks"] == ["cartpole-swingup", "noise"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"perceptual_weight": 0.1, "steps": 1, "evaluation_clips": 1, "batch_size": 1},
+        {"inverse_dynamics_weight": 1.0, "steps": 2},
+        {"read_actions": False, "timescales": ("fast", "slow"), "steps": 2},
+    ],
+)
+def test_options_of_the_predictor_train(tiny_data, tiny_tokenizer, tmp_path, changes):
+    model = train_predictor(predictor_settings(tiny_data, tiny_tokenizer, tmp_path, **changes))
+    assert (model.action_dim is None) == (changes.get("read_actions") is False)
+    assert model.context_dim == 16 * len(changes.get("timescales", "1"))
+    names = {name for row in read_lines(tmp_path / "metrics.jsonl") for name in row}
+    for weight in ("perceptual", "inverse_dynamics"):
+        assert (f"train/{weight}" in names) == (f"{weight}_weight" in changes)
+    assert not any("network" in name or "blocks.0.conv" in name for name in model.state_dict())
+
+
+def test_3d_tokenizer_with_fsq_trains(tiny_data, tmp_path):
+    settings = tokenizer_settings(
+        tiny_data, tmp_path, steps=2, use_3d_conv=True, temporal_downsample=True, quantizer="fsq", foreground_weight=0.0
+    )
+    assert train_tokenizer(settings).temporal_downsample
+
+
+@given(step=st.integers(0, 999), warmup=st.integers(0, 500))
+def test_learning_rate_rises_and_falls_with_the_step_alone(step, warmup):
+    settings = RunSettings(steps=1000, warmup_steps=warmup, learning_rate=1.0)
+    rate = learning_rate(step, settings)
+    assert 0 < rate <= 1
+    following = learning_rate(step + 1, settings)
+    assert following > rate if step + 1 < warmup else following <= rate + 1e-12 or step < warmup
+    assert math.isclose(learning_rate(999, settings), 0.1, abs_tol=1e-3)
+
+
+def test_only_matrices_decay():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    module[0].weight.requires_grad_(True)
+    frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+    module.append(frozen)
+    decaying, plain = make_optimizer(module, RunSettings(weight_decay=0.5)).param_groups
+    assert [p.shape for p in decaying["params"]] == [(3, 2)]
+    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.5, 0)
+    assert len(plain["params"]) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_absent_cuda_device_is_named():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        make_accelerator(RunSettings(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"held_out_fraction": 1.0}, "held_out_fraction must lie between 0 and 1, got 1.0"),
+        ({"device": "tpu"}, "device must be .* got 'tpu'"),
+        ({"data": ()}, "names no rollout directory"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RunSettings(**changes)
+
+
+def test_clips_longer_than_the_episodes_are_refused_before_training(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match=r"no episode of 26 frames \(the longest has 25\)"):
+        train_tokenizer(tokenizer_settings(tiny_data, tmp_path, clip_length=26))
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_metrics_of_steps_that_will_be_repeated_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    log = MetricsLog(file, tmp_path / "board", step=0)
+    for step in range(1, 6):
+        log.write(step, {"train/loss": float(step)})
+    log.close()
+    with open(file, "a") as lines:
+        lines.write('{"step": 6, "tra')
+    MetricsLog(file, tmp_path / "board", step=3).close()
+    assert curve(read_lines(file), "train/loss") == ([1, 2, 3], [1.0, 2.0, 3.0])

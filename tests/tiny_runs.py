@@ -1,0 +1,83 @@
+"""Settings of training runs that take seconds, and datasets of noise."""
+
+from pathlib import Path
+
+import numpy as np
+
+from envs.rollouts import RolloutWriter
+from perceiver_obs.training.train_predictor import TrainPredictorSettings
+from perceiver_obs.training.train_tokenizer import TrainTokenizerSettings
+
+
+def tokenizer_settings(data: Path, out: Path, **changes) -> TrainTokenizerSettings:
+    """Settings of a run that takes a second or two."""
+    arguments = {
+        "data": (str(data),),
+        "out": str(out),
+        "steps": 8,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "evaluate_every": 100,
+        "evaluation_clips": 8,
+        "checkpoint_every": 3,
+        "log_every": 1,
+        "base_channels": 4,
+        "code_dim": 8,
+        "num_codes": 16,
+        "device": "cpu",
+    }
+    return TrainTokenizerSettings(**(arguments | changes))
+
+
+def predictor_settings(data: Path, tokenizer: Path, out: Path, **changes) -> TrainPredictorSettings:
+    """Settings of a run that takes a second or two."""
+    arguments = {
+        "data": (str(data),),
+        "tokenizer": str(tokenizer),
+        "out": str(out),
+        "steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "evaluate_every": 100,
+        "evaluation_clips": 8,
+        "checkpoint_every": 3,
+        "log_every": 1,
+        "clip_length": 8,
+        "sequence_length": 4,
+        "num_latents": 4,
+        "num_latent_channels": 16,
+        "num_cross_attention_heads": 2,
+        "num_self_attention_layers": 1,
+        "device": "cpu",
+    }
+    return TrainPredictorSettings(**(arguments | changes))
+
+
+def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False) -> Path:
+    """A dataset of noise whose episodes have `lengths` steps, through the real writer."""
+    random = np.random.default_rng(sum(lengths) + action_size)
+    contract = {
+        "size": size,
+        "channels": 3,
+        "action_repeat": 2,
+        "camera": 0,
+        "render_quality": "fast",
+        "tasks": ["noise"],
+    }
+    names = ["position/x", "velocity/x"] if states else None
+    env = {"id": "noise", "kwargs": {}}
+    meta = {"env": env, "frame_contract": contract, "action_size": action_size, "state_names": names}
+    writer = RolloutWriter(path, meta)
+    for index, steps in enumerate(lengths):
+        writer.write_episode(
+            index,
+            random.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8),
+            random.uniform(-1, 1, (steps, action_size)).astype(np.float32),
+            np.zeros(steps, np.float32),
+            terminated=False,
+            truncated=True,
+            seed=index,
+            policy="noise",
+            states=random.normal(size=(steps + 1, 2)).astype(np.float32) if states else None,
+        )
+    return path

@@ -161,6 +161,16 @@ def test_bad_generation_settings_are_named(arguments, message):
         tiny_model(action_dim=2).generate(video(4), **arguments)
 
 
+def test_reconstruct_decodes_the_tokens_and_nothing_else(real_video):
+    model = tiny_model()
+    clip = real_video[:, :5]
+    decoded = model.reconstruct(clip)
+    assert decoded.shape == clip.shape
+    assert torch.equal(decoded, model.tokenizer.decode(model.tokenizer.encode(clip)[0]).clamp(0, 1))
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\)"):
+        model.reconstruct(torch.rand(1, 2, 3, 32, 32))
+
+
 def test_a_tokenizer_at_half_rate_is_refused():
     with pytest.raises(ValueError, match="temporal_downsample"):
         PerceiverTokenPredictor(VQPTTokenizer(temporal_downsample=True, base_channels=8))

@@ -1,7 +1,6 @@
 """Figures of merit: reconstruction quality, code usage, and how well next tokens are foretold."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,8 +84,3 @@ def token_accuracies(forecasts: dict[str, NDArray], current: NDArray, following:
         if moving.any():
             scores[f"{name}_moving"] = float(right[moving].mean())
     return scores
-
-
-def device_of(module: torch.nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # How dmc-small was made: run from the root of the repository, with the project's environment active.
+# The poses datasets come out differently today (see README.md), and the weights with them.
 set -euo pipefail
 tasks="walker-walk cartpole-swingup cheetah-run reacher-easy finger-spin ball_in_cup-catch"
 kinds="wild poses two standard"

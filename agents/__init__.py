@@ -1,5 +1,6 @@
 """Stable-Baselines3 policies on contexts: environments, features extractor, training and evaluation."""
 
+from agents.adapt_context import AdaptContext
 from agents.evaluate import EvaluateSettings, Evaluation, evaluate, load_policy
 from agents.features_extractor import PerceiverFeaturesExtractor
 from agents.fingerprint import WrongPerceiver
@@ -8,6 +9,7 @@ from agents.train_policy import TrainPolicySettings, train_policy
 from agents.vec_context import VecPerceiverContext
 
 __all__ = [
+    "AdaptContext",
     "EvaluateSettings",
     "Evaluation",
     "PerceiverFeaturesExtractor",

@@ -112,8 +112,7 @@ def load_policy(
         raise FileNotFoundError(f"{directory / POLICY_FILE} is missing: the training has not finished")
     known = {entry.name for entry in fields(PolicyEnvSettings)}
     settings = {name: value for name, value in record.settings.items() if name in known} | {"device": device}
-    if model is not None:
-        settings["model"] = model
+    settings["model"] = model if model is not None else record.perceiver(directory)
     venv = make_policy_env(PolicyEnvSettings(**settings), num_envs)
     try:
         if record.fingerprint is not None:

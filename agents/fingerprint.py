@@ -12,6 +12,6 @@ def check_fingerprint(found: str | None, expected: str | None, what: str) -> Non
     """Raises WrongPerceiver unless `found` is the fingerprint that `what` was trained with."""
     if found != expected:
         raise WrongPerceiver(
-            f"{what} was trained with the Perceiver of fingerprint {expected}, got fingerprint {found}, "
-            "whose contexts mean something else; give the checkpoint it was trained with"
+            f"{what} was trained with the model of fingerprint {expected}, got fingerprint {found}, "
+            "whose features mean something else; give the checkpoint it was trained with"
         )

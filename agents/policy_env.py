@@ -1,4 +1,4 @@
-"""The environments that policies are trained and evaluated in: one task, seen in one of three ways."""
+"""The environments that policies are trained and evaluated in: one task, seen in one of four ways."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from stable_baselines3.common.vec_env import (
 )
 
 from agents.vec_context import VecPerceiverContext
+from agents.vec_pca import VecFramePCA
 from envs import make_dmc
 
-Observation = Literal["context", "state", "pixels"]
+Observation = Literal["context", "state", "pixels", "pca"]
 FRAME_STACK = 3
 
 
@@ -32,10 +33,11 @@ class PolicyEnvSettings:
     task: str = "walker-walk"
     """dm_control task, as "domain-task"."""
     observation: Observation = "context"
-    """What the policy sees: "context" (the Perceiver's), or one of the baselines: "state" (the true state)
-    and "pixels" (three stacked frames, for a CNN)."""
+    """What the policy sees: "context" (the Perceiver's), or one of the baselines: "state" (the true state),
+    "pixels" (three stacked frames, for a CNN) and "pca" (principal components of three stacked frames)."""
     model: str = "dmc-small"
-    """Perceiver that makes the contexts: bundled name, directory or hub id. Ignored by the baselines."""
+    """Perceiver that makes the contexts: bundled name, directory or hub id. For "pca", the directory of a fitted
+    projection; "state" and "pixels" need none."""
     action_repeat: int | Literal["planet"] = 2
     """Control steps an action lasts, or "planet" for the DMControl-100k table. Keep to what the model was
     trained with."""
@@ -49,12 +51,18 @@ class PolicyEnvSettings:
     device: str = "auto"
     """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether `model` stands between the frames and the policy."""
+        return self.observation in ("context", "pca")
+
 
 def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1) -> VecEnv:
     """Makes `num_envs` environments, in processes of their own where there are several.
 
     Each is wrapped in a `Monitor`, so that returns are those of the task. Observations are contexts float32
-    `[N, D]`, states float32 `[N, S]`, or stacked frames uint8 `[N, 3·3, H, W]`.
+    `[N, D]`, states float32 `[N, S]`, stacked frames uint8 `[N, 3·3, H, W]`, or their principal components
+    float32 `[N, K]`.
     """
     make_one = partial(_make_one, settings)
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
@@ -63,6 +71,8 @@ def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1) -> VecEnv:
     )
     if settings.observation == "context":
         return VecPerceiverContext(venv, settings.model, device=settings.device)
+    if settings.observation == "pca":
+        return VecFramePCA(venv, settings.model)
     if settings.observation == "pixels":
         return VecTransposeImage(VecFrameStack(venv, FRAME_STACK))
     return venv

@@ -5,32 +5,55 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.kept_episodes import KEPT_FILE
 from perceiver_obs.training.files import clear_disk_errors, write_atomically
 
 FORMAT_VERSION = 1
 POLICY_FILE, RECORD_FILE, REPLAY_FILE = "policy.zip", "policy.json", "replay_buffer.pkl"
+PERCEIVER_DIRECTORY = "perceiver"
 
 
 @dataclass(frozen=True)
 class PolicyRecord:
     """What must be known of a policy to run it again; `policy.json`.
 
-    `fingerprint` is that of the Perceiver whose contexts the policy reads, None where it reads none.
+    Attributes:
+        algorithm: its name.
+        settings: all settings of the training.
+        fingerprint: that of the Perceiver whose contexts the policy reads, or of the projection; None where it
+            reads neither.
+        offline_data: the rollouts that these features were trained on, as in `data.json` beside a model; empty
+            where there were none, None where it is not known.
+        made_with: versions and machine of the training.
+        adaptation: None where the Perceiver stayed as it was. Else `began_with`, the fingerprint that it had at first,
+            and how much it has learned; as it is now, it lies in `perceiver/`.
     """
 
     algorithm: str
     settings: dict[str, Any]
     fingerprint: str | None
+    offline_data: list[dict[str, Any]] | None = None
+    made_with: dict[str, str] = field(default_factory=dict)
+    adaptation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def began_with(self) -> str | None:
+        """The fingerprint of the model that the training was begun with."""
+        return self.adaptation["began_with"] if self.adaptation else self.fingerprint
+
+    def perceiver(self, directory: Path) -> str:
+        """Where the model is that the policy in `directory` reads, unless it has been moved."""
+        return str(directory / PERCEIVER_DIRECTORY) if self.adaptation else self.settings["model"]
 
     def save(self, directory: Path) -> None:
         """Writes `policy.json`, whole or not at all."""
@@ -78,16 +101,24 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def save(self, algorithm: BaseAlgorithm) -> None:
-        """Stores the algorithm, and its replay buffer where it has one."""
+    def save(self, algorithm: BaseAlgorithm, save_more: Callable[[Path], None] | None = None) -> None:
+        """Stores the algorithm, its replay buffer where it has one, and what `save_more` writes into the directory."""
         with self._new(algorithm.num_timesteps) as directory:
             algorithm.save(directory / POLICY_FILE)
             if isinstance(algorithm, OffPolicyAlgorithm):
                 algorithm.save_replay_buffer(directory / REPLAY_FILE)
+            if save_more is not None:
+                save_more(directory)
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, None before the first."""
         return max(self._whole(), key=step_of, default=None)
+
+    def drop_replay_buffers(self) -> None:
+        """Deletes replay buffers and kept frames, which can take gigabytes. The run can then not be lengthened."""
+        for name in (REPLAY_FILE, KEPT_FILE):
+            for path in self.directory.glob(f"step-*/{name}"):
+                path.unlink()
 
     def _whole(self) -> list[Path]:
         return [path for path in self.directory.glob("step-*") if path.suffix != ".tmp"]
@@ -107,6 +138,18 @@ class Checkpoints:
         for old in self._whole():
             if old != final:
                 shutil.rmtree(old)
+
+
+def setting_changes(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:
+    """Where settings differ, as "seed was 0, is 1", those in `free` left out; empty where nowhere."""
+    old, new = ({name: _plain(value) for name, value in each.items() if name not in free} for each in (before, now))
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON holds it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def step_of(checkpoint: Path) -> int:

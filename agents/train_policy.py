@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.adapt_context import AdaptContext
+from agents.adapt_run import adapted_record, make_adapt
 from agents.algorithms import algorithm_class, make_algorithm
-from agents.episodes import play_episodes
 from agents.fingerprint import check_fingerprint
-from agents.learning_curve import CURVE_FILE, CurvePoint, LearningCurve
+from agents.follow_training import FollowTraining
+from agents.learning_curve import CURVE_FILE, LearningCurve
+from agents.made_with import made_with
 from agents.policy_env import PolicyEnvSettings, make_policy_env
-from agents.policy_files import POLICY_FILE, REPLAY_FILE, Checkpoints, PolicyRecord, save_policy, step_of
+from agents.policy_files import (
+    PERCEIVER_DIRECTORY,
+    POLICY_FILE,
+    REPLAY_FILE,
+    Checkpoints,
+    PolicyRecord,
+    save_policy,
+    setting_changes,
+    step_of,
+)
+from agents.run_lock import only_trainer
+from envs.rollouts import RolloutDataset
+from perceiver_obs.hub import find_pretrained
+from perceiver_obs.training.data_record import describe_datasets, read_data_record
 
-EVALUATION_SEED = 1_000_000  # far from the seeds of training, so that no start is shared
-_MAY_CHANGE = {"total_frames", "out", "device", "progress_bar", "eval_every", "eval_episodes", "model"}
+_MAY_CHANGE = {"total_frames", "out", "device", "progress_bar", "eval_every", "eval_episodes", "model", "adapt_data"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,15 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Transitions the replay buffer holds; stacked pixels take about 75 kB each."""
     hyperparameters: dict[str, int | float | str] = field(default_factory=dict)
     """Further arguments of the algorithm, as "--hyperparameters gamma 0.98 tau 0.01"."""
+    adapt_every: int | None = None
+    """Frames between adaptations, in which the Perceiver goes on learning on what the policy has seen (observation
+    "context", algorithms with a replay buffer; agents.AdaptContext). None leaves it as it is."""
+    adapt_steps: int = 200
+    """Gradient steps of an adaptation."""
+    adapt_learning_rate: float = 1e-4
+    """Learning rate of adaptations."""
+    adapt_data: tuple[str, ...] = ()
+    """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
     progress_bar: bool = True
     """Show a progress bar with agent steps per second and time left."""
 
@@ -64,22 +85,39 @@ def train_policy(settings: TrainPolicySettings) -> Path:
 
     Beside it the run leaves `policy.json` (settings, and the Perceiver's fingerprint), `curve.jsonl` (a line
     an evaluation), `tensorboard/`, and `checkpoints/` with the newest checkpoint. A run that was killed
-    resumes from that one; a finished run returns at once, or goes on where `total_frames` has grown.
+    resumes from that one; a finished run returns at once, or goes on where `total_frames` has grown. With
+    `adapt_every` the adapted Perceiver lies in `perceiver/`, and checkpoints hold all frames that the policy saw
+    (12 kB each at 64×64).
 
     Raises:
         ValueError: a setting is out of range, the algorithm is unknown, or the directory holds a run with
             other settings.
         WrongPerceiver: the directory holds a run on another Perceiver's contexts.
+        RunInUse: another process is training in the directory.
     """
     _check(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
+    with only_trainer(settings.out):
+        return _train(settings)
+
+
+def _train(settings: TrainPolicySettings) -> Path:
     checkpoints = Checkpoints(settings.out / "checkpoints")
     checkpoint = checkpoints.latest()
     venv = make_policy_env(settings, settings.num_envs)
     try:
-        record = PolicyRecord(settings.algorithm, asdict(settings), _fingerprint(venv, settings))
+        record = PolicyRecord(
+            settings.algorithm,
+            asdict(settings),
+            _fingerprint(venv, settings),
+            _offline_data(settings),
+            made_with(settings.device),
+        )
         if checkpoint is not None:
-            _check_same_run(PolicyRecord.load(settings.out), record, settings.out)
+            before = PolicyRecord.load(settings.out)
+            _check_same_run(before, record, settings.out)
+            # The policy of a shorter run stays usable until the longer one ends.
+            record = replace(record, fingerprint=before.fingerprint, adaptation=before.adaptation)
         repeat = venv.get_attr("frame_contract", 0)[0]["action_repeat"]
         total_steps = max(1, settings.total_frames // repeat)
         policy_file = settings.out / POLICY_FILE
@@ -90,7 +128,11 @@ def train_policy(settings: TrainPolicySettings) -> Path:
         else:
             algorithm = _resumed(settings, venv, checkpoint)
         record.save(settings.out)
-        _learn(settings, algorithm, total_steps, checkpoints, repeat)
+        adapt = _learn(settings, algorithm, total_steps, checkpoints, repeat)
+        if adapt is not None:
+            policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
+            adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
+            adapted_record(record, adapt).save(settings.out)
         return save_policy(algorithm, settings.out)
     finally:
         venv.close()
@@ -102,73 +144,27 @@ def _learn(
     total_steps: int,
     checkpoints: Checkpoints,
     action_repeat: int,
-) -> None:
+) -> AdaptContext | None:
+    """Trains to the end, and returns what adapted the Perceiver, if anything did."""
     evaluation_venv = make_policy_env(settings, settings.num_envs)
     curve = LearningCurve(settings.out / CURVE_FILE, algorithm.num_timesteps)
     try:
+        adapt = None
+        if settings.adapt_every is not None:
+            adapt = make_adapt(settings, evaluation_venv, action_repeat)
+            if (checkpoint := checkpoints.latest()) is not None:
+                adapt.load(checkpoint)
+        follow = FollowTraining(settings, evaluation_venv, curve, checkpoints, action_repeat, adapt)
         algorithm.learn(
             max(0, total_steps - algorithm.num_timesteps),
-            callback=FollowTraining(settings, evaluation_venv, curve, checkpoints, action_repeat),
+            callback=[follow] if adapt is None else [follow, adapt],
             reset_num_timesteps=False,
             tb_log_name=settings.algorithm,
             progress_bar=settings.progress_bar,
         )
+        return adapt
     finally:
         evaluation_venv.close()
-
-
-class FollowTraining(BaseCallback):
-    """Evaluates the policy at intervals, extends the learning curve, and stores a checkpoint each time."""
-
-    def __init__(
-        self,
-        settings: TrainPolicySettings,
-        venv: VecEnv,
-        curve: LearningCurve,
-        checkpoints: Checkpoints,
-        action_repeat: int,
-    ) -> None:
-        super().__init__()
-        self._settings = settings
-        self._venv = venv
-        self._curve = curve
-        self._checkpoints = checkpoints
-        self._action_repeat = action_repeat
-        self._began = time.monotonic()
-        self._seconds_before = curve.points[-1].seconds if curve.points else 0.0
-
-    def _on_step(self) -> bool:
-        every = max(1, self._settings.eval_every // self._action_repeat)
-        done = self._curve.points[-1].steps if self._curve.points else 0
-        if self.num_timesteps // every > done // every:
-            self._evaluate()
-        return True
-
-    def _on_training_end(self) -> None:
-        if not self._curve.points or self._curve.points[-1].steps < self.num_timesteps:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
-        settings = self._settings
-        returns, lengths = play_episodes(
-            self.model, self._venv, settings.eval_episodes, seed=settings.seed + EVALUATION_SEED
-        )
-        point = CurvePoint(
-            frames=self.num_timesteps * self._action_repeat,
-            steps=self.num_timesteps,
-            mean_return=float(np.mean(returns)),
-            std_return=float(np.std(returns)),
-            returns=returns,
-            seconds=self._seconds_before + time.monotonic() - self._began,
-        )
-        self.logger.record("eval/mean_return", point.mean_return)
-        self.logger.record("eval/std_return", point.std_return)
-        self.logger.record("eval/mean_length", float(np.mean(lengths)))
-        self.logger.record("time/frames", point.frames)
-        self.logger.dump(self.num_timesteps)
-        # The checkpoint first: a curve that lacks its last point is measured again, one that is ahead is cut.
-        self._checkpoints.save(self.model)
-        self._curve.append(point)
 
 
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
@@ -205,7 +201,19 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
 
 
 def _fingerprint(venv: VecEnv, settings: TrainPolicySettings) -> str | None:
-    return venv.encoder.fingerprint if settings.observation == "context" else None  # type: ignore[attr-defined]
+    return venv.encoder.fingerprint if settings.reads_features else None  # type: ignore[attr-defined]
+
+
+def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
+    """What the features were trained on, and what adaptations add to it."""
+    if not settings.reads_features:
+        return []
+    known = read_data_record(find_pretrained(settings.model))
+    added = describe_datasets([RolloutDataset(path) for path in dict.fromkeys(settings.adapt_data)])
+    if known is None:
+        return None
+    fingerprints = {entry["fingerprint"] for entry in known}
+    return known + [entry for entry in added if entry["fingerprint"] not in fingerprints]
 
 
 def _check(settings: TrainPolicySettings) -> None:
@@ -214,18 +222,24 @@ def _check(settings: TrainPolicySettings) -> None:
     for name in positive:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
+    if settings.adapt_every is None:
+        return
+    for name in ("adapt_every", "adapt_steps"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
+    if settings.observation != "context":
+        raise ValueError(f'adapt_every needs the observation "context", got {settings.observation!r}')
+    if not issubclass(algorithm_class(settings.algorithm), OffPolicyAlgorithm):
+        raise ValueError(f"adapt_every needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
+
+
+def recorded_settings(record: PolicyRecord) -> dict[str, Any]:
+    """All settings of a training; those that its version did not know have their defaults."""
+    return {**asdict(TrainPolicySettings()), **record.settings}
 
 
 def _check_same_run(before: PolicyRecord, now: PolicyRecord, out: Path) -> None:
-    old, new = _comparable(before.settings), _comparable(now.settings)
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    if changed:
-        listed = ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
-        raise ValueError(f"{out} holds a run with other settings ({listed}); choose another out directory")
-    check_fingerprint(now.fingerprint, before.fingerprint, f"the run in {out}")
-
-
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them, without those that may change between parts of a run."""
-    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    return {name: value for name, value in listed.items() if name not in _MAY_CHANGE}
+    changes = setting_changes(recorded_settings(before), now.settings, _MAY_CHANGE)
+    if changes:
+        raise ValueError(f"{out} holds a run with other settings ({changes}); choose another out directory")
+    check_fingerprint(now.began_with, before.began_with, f"the run in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,23 @@ from perceiver_obs.context_encoder import ContextEncoder, ModelLike
 from perceiver_obs.wrappers.action_layout import ActionLayout
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
+
+
+@dataclass(frozen=True)
+class FramesSeen:
+    """What the contexts of one `reset` or `step` were made from.
+
+    Attributes:
+        frames: uint8 `[N, H, W, C]`, the newest frame of each row.
+        began: bool `[N]`, the rows whose episode begins with that frame.
+        actions: float32 `[N, A]`, the actions just taken; None after a reset, and where the model is given none.
+        final_frames: by row, uint8 `[H, W, C]`: the last frame of an episode that this step has ended.
+    """
+
+    frames: np.ndarray
+    began: np.ndarray
+    actions: np.ndarray | None = None
+    final_frames: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 class VecPerceiverContext(VecEnvWrapper):
@@ -27,6 +45,12 @@ class VecPerceiverContext(VecEnvWrapper):
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
         pixels_key: the key of the frame in a `Dict` observation that has several images.
+
+    Attributes:
+        encoder: makes the contexts.
+        action_size: numbers of the actions that the encoder is given, 0 where it is given none.
+        seen: what the last contexts were made from, None before the first reset. Its arrays are not copied: the
+            next step may write into them.
 
     Raises:
         TypeError, ValueError: the frames are not what the model reads, or the `Dict` leaves open which they
@@ -61,6 +85,8 @@ class VecPerceiverContext(VecEnvWrapper):
         self._action_layout = ActionLayout(venv.action_space, self.encoder.action_dim)
         if venv.has_attr("frame_contract"):
             warn_if_frames_differ(venv.get_attr("frame_contract", 0)[0], self.encoder.model.frame_contract)
+        self.action_size = self._action_layout.size or 0
+        self.seen: FramesSeen | None = None
         self._actions: np.ndarray | None = None
         super().__init__(venv, observation_space=self._layout.space(self.encoder.context_dim))
 
@@ -68,7 +94,8 @@ class VecPerceiverContext(VecEnvWrapper):
         """Begins new episodes in all rows; contexts float32 `[N, D]`."""
         observations = self.venv.reset()
         self.encoder.reset()
-        return self._layout.replace(observations, self.encoder.push(self._layout.frames(observations)))
+        self.seen = FramesSeen(self._layout.frames(observations), np.ones(self.num_envs, bool))
+        return self._layout.replace(observations, self.encoder.push(self.seen.frames))
 
     def step_async(self, actions: np.ndarray) -> None:
         """Sends the actions on, and remembers them for a model that reads actions."""
@@ -79,15 +106,17 @@ class VecPerceiverContext(VecEnvWrapper):
         """Contexts float32 `[N, D]`, rewards, dones and infos of the step begun by `step_async`."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = np.flatnonzero(dones)
+        final_frames = {int(row): self._layout.frames(infos[row]["terminal_observation"]) for row in rows}
         if rows.size > 0:
-            self._replace_terminal_observations(infos, rows)
+            self._replace_terminal_observations(infos, rows, np.stack(list(final_frames.values())))
             self.encoder.reset(rows)
-        contexts = self.encoder.push(self._layout.frames(observations), self._actions)
+        frames = self._layout.frames(observations)
+        contexts = self.encoder.push(frames, self._actions)
+        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames)
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
-    def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray) -> None:
-        finals = [infos[row]["terminal_observation"] for row in rows]
-        frames = np.stack([self._layout.frames(final) for final in finals])
+    def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:
         contexts = self.encoder.peek(frames, rows, None if self._actions is None else self._actions[rows])
-        for row, final, context in zip(rows, finals, contexts, strict=True):
+        for row, context in zip(rows, contexts, strict=True):
+            final = infos[row]["terminal_observation"]
             infos[row]["terminal_observation"] = self._layout.replace(final, context.copy())

@@ -77,7 +77,7 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
     `reset(options={"random_init": True})` starts from a random pose in motion instead of the task's own start.
 
     Attributes:
-        state_names: names of the entries of `info["state"]`.
+        state_names, state_units: of the entries of `info["state"]`.
         frame_contract: what a model must be shown to see what it was trained on: size, channels, action_repeat,
             camera (its number), render_quality, tasks.
         action_size: entries of an action.
@@ -136,8 +136,8 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         self.max_steps = None if math.isinf(limit) else math.ceil(limit - 1e-9)
         self._state_in_info = state_in_info
         self._read_state = StateReader(self._physics, task, self._camera_id)
-        self.state_names = self._read_state.names
-        self.frame_contract = {
+        self.state_names, self.state_units = self._read_state.names, self._read_state.units
+        self.frame_contract: dict[str, Any] = {
             "size": self._size,
             "channels": 3,
             "action_repeat": self._action_repeat,

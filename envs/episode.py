@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -104,10 +105,14 @@ def write_episode(folder: Path, index: int, episode: Episode, compress: bool) ->
     write_atomic(_arrays_file(folder, index), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def read_episode(folder: Path, index: int, layout: Layout) -> Episode:
-    """Read an episode that `inspect_episode` has passed; frames stay on disk unless they are compressed."""
+def read_arrays(folder: Path, index: int) -> dict[str, np.ndarray]:
+    """Read what an episode holds beside its frames."""
     with np.load(_arrays_file(folder, index), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        return {name: archive[name] for name in archive.files}
+
+
+def read_episode(folder: Path, index: int, layout: Layout, arrays: Mapping[str, np.ndarray]) -> Episode:
+    """An episode that `inspect_episode` has passed, given its `arrays`; raw frames stay on disk."""
     raw = _pixels_file(folder, index)
     if raw.exists():
         pixels = np.load(raw, mmap_mode="r", allow_pickle=False)

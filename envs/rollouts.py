@@ -23,6 +23,7 @@ from envs.episode import (
     RolloutError,
     check_episode,
     inspect_episode,
+    read_arrays,
     read_episode,
     write_episode,
 )
@@ -63,6 +64,8 @@ class RolloutDataset(Sequence[Episode]):
         self._layout = _layout(self.meta)
         self.lengths = [self._inspect(index) for index in self.indices]
         self.num_frames = sum(self.lengths)
+        # All but the frames stays in memory once read: training asks for the actions again and again.
+        self._arrays: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,7 +79,9 @@ class RolloutDataset(Sequence[Episode]):
             return [self[j] for j in range(*i.indices(len(self)))]
         index = self.indices[i]
         try:
-            return read_episode(self.path / "episodes", index, self._layout)
+            if index not in self._arrays:
+                self._arrays[index] = read_arrays(self.path / "episodes", index)
+            return read_episode(self.path / "episodes", index, self._layout, self._arrays[index])
         except (OSError, ValueError) as error:
             raise RolloutError(f"episode {index} of {self.path} cannot be read: {error}") from error
 
@@ -87,8 +92,9 @@ class RolloutDataset(Sequence[Episode]):
     def fingerprint(self) -> str:
         """SHA-256 over the metadata and the names and sizes of the episode files, in hexadecimal."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
-        for index in self.indices:
-            for file in sorted((self.path / "episodes").glob(f"{index:06d}.*")):
+        mine = {f"{index:06d}" for index in self.indices}
+        for file in sorted((self.path / "episodes").iterdir()):
+            if file.name.partition(".")[0] in mine:
                 digest.update(f"\n{file.name} {file.stat().st_size}".encode())
         return digest.hexdigest()
 

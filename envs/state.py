@@ -28,15 +28,16 @@ class StateReader:
 
     Attributes:
         names: one name for each dimension: "position/<joint>", "position/<joint>_cos", "position/target_x",
-            "velocity/<joint>", in metres, radians, metres per second and radians per second.
+            "velocity/<joint>".
+        units: of each dimension, "m", "rad", "m/s" or "rad/s"; "" where it has none (cosines, sines, quaternions).
     """
 
     def __init__(self, physics, task: str, camera: int):
         self._quaternions: list[int] = []
         num_qpos, num_qvel = physics.model.nq, physics.model.nv
         cos, sin, qvel, target = np.cumsum([num_qpos, num_qpos, num_qpos, num_qvel])
-        positions: list[tuple[str, int]] = []
-        velocities: list[tuple[str, int]] = []
+        positions: list[tuple[str, int, str]] = []
+        velocities: list[tuple[str, int, str]] = []
         hidden = _hidden_axes(physics.model, camera)
         for joint in range(physics.model.njnt):
             name = physics.model.id2name(joint, "joint") or f"joint{joint}"
@@ -46,23 +47,25 @@ class StateReader:
                 axes = ["x", "y", "z"] if kind == _FREE else []
                 quaternion = at + len(axes)
                 self._quaternions.append(quaternion)
-                positions += [(f"{name}_{axis}", at + i) for i, axis in enumerate(axes) if (joint, axis) not in hidden]
-                positions += [(f"{name}_q{axis}", quaternion + i) for i, axis in enumerate("wxyz")]
-                turns = [f"w{axis}" for axis in "xyz"]
-                velocities += [(f"{name}_{axis}", vel + i) for i, axis in enumerate(axes + turns)]
+                shown = [(i, axis) for i, axis in enumerate(axes) if (joint, axis) not in hidden]
+                positions += [(f"{name}_{axis}", at + i, "m") for i, axis in shown]
+                positions += [(f"{name}_q{axis}", quaternion + i, "") for i, axis in enumerate("wxyz")]
+                velocities += [(f"{name}_{axis}", vel + i, "m/s") for i, axis in enumerate(axes)]
+                velocities += [(f"{name}_w{axis}", vel + len(axes) + i, "rad/s") for i, axis in enumerate("xyz")]
                 continue
+            unit = "rad" if kind == _HINGE else "m"
             if kind == _HINGE and not physics.model.jnt_limited[joint]:
-                positions += [(f"{name}_cos", cos + at), (f"{name}_sin", sin + at)]
+                positions += [(f"{name}_cos", cos + at, ""), (f"{name}_sin", sin + at, "")]
             elif (joint, "slide") not in hidden:
-                positions.append((name, at))
-            velocities.append((name, vel))
+                positions.append((name, at, unit))
+            velocities.append((name, vel, f"{unit}/s"))
 
         self._target = _TARGETS.get(task) or _TARGETS.get(task.split("-")[0])
         if self._target:
-            positions += [(f"target_{axis}", target + "xyz".index(axis)) for axis in self._target[2]]
-        named = [(f"position/{name}", i) for name, i in positions] + [(f"velocity/{name}", i) for name, i in velocities]
-        self.names = tuple(name for name, _ in named)
-        self._columns = np.array([i for _, i in named])
+            positions += [(f"target_{axis}", target + "xyz".index(axis), "m") for axis in self._target[2]]
+        self.names = tuple(f"position/{n}" for n, _, _ in positions) + tuple(f"velocity/{n}" for n, _, _ in velocities)
+        self.units = tuple(unit for _, _, unit in positions + velocities)
+        self._columns = np.array([i for _, i, _ in positions + velocities])
 
     def __call__(self, physics) -> np.ndarray:
         """The state now, float32 [S]."""

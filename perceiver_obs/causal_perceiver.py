@@ -90,10 +90,10 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     Args:
         video_shape: `(T, C, H, W)`: frames that a context sees, and the shape of each.
         num_latents, num_latent_channels, num_cross_attention_heads, num_self_attention_layers, widening_factor,
-            dropout, action_dim, condition_dim, num_decoder_layers, num_memory_vectors, token_time_kernel: see
-            `PerceiverTokenPredictor`.
+            dropout, action_dim, condition_dim, num_decoder_layers, num_memory_vectors, token_time_kernel,
+            inputs_per_frame: see `PerceiverTokenPredictor`.
         num_codes, downsample, code_dim, base_channels, use_3d_conv, num_quantizers, commitment_weight,
-            diversity_weight, quantizer, codebook_decay: see `VQPTTokenizer`.
+            diversity_weight, quantizer, codebook_decay, stem_stride: see `VQPTTokenizer`.
         context_dim: width D of the contexts at each timescale; `num_latent_channels` unless given.
         timescales: names among "fast" (every frame), "medium" (mean of 4 frames) and "slow" (mean of 16 frames)
             whose contexts are concatenated; none means "fast" alone.
@@ -124,6 +124,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         num_decoder_layers: int = 2,
         num_memory_vectors: int = 8,
         token_time_kernel: int = 2,
+        inputs_per_frame: int | None = None,
         code_dim: int = 256,
         base_channels: int = 64,
         use_3d_conv: bool = True,
@@ -133,6 +134,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         diversity_weight: float = 0.01,
         quantizer: QuantizerKind = "vq",
         codebook_decay: float = 0.95,
+        stem_stride: int = 2,
         context_dim: int | None = None,
         timescales: Sequence[str] = (),
         frame_contract: dict[str, Any] | None = None,
@@ -166,6 +168,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             diversity_weight,
             quantizer,
             codebook_decay,
+            stem_stride,
         )
         self.predictor = PerceiverTokenPredictor(
             tokenizer,
@@ -183,6 +186,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             num_decoder_layers=num_decoder_layers,
             num_memory_vectors=num_memory_vectors,
             token_time_kernel=token_time_kernel,
+            inputs_per_frame=inputs_per_frame,
         )
         width_each = self.predictor.context_dim
         self.timescales = tuple(TIMESCALES[name] for name in timescales) or (1,)

@@ -40,12 +40,16 @@ JOBS = {
         "agents.train_policy", "TrainPolicySettings", "train_policy", "train an SB3 policy on contexts, state or pixels"
     ),
     "evaluate": Job("agents.evaluate", "EvaluateSettings", "evaluate", "evaluate a trained policy"),
+    "benchmark": Job(
+        "agents.benchmark", "BenchmarkSettings", "benchmark", "compare contexts with baselines on DMControl-100k"
+    ),
     "generate": Job(
         "perceiver_obs.training.generate", "GenerateSettings", "generate", "continue an episode: a picture and a GIF"
     ),
     "probe": Job(
         "perceiver_obs.training.probe", "ProbeSettings", "probe", "measure how much of the state contexts carry"
     ),
+    "watch": Job("agents.watch", "WatchSettings", "watch", "animate an episode as a model sees it"),
     "report": Job(
         "perceiver_obs.training.report", "ReportSettings", "report", "put several runs together into one HTML page"
     ),

@@ -45,13 +45,17 @@ class ContextEncoder:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}")
         self.device = choose_device(device)
         self.num_rows = num_rows
-        self.model = frozen_model(model, self.device)
-        _, channels, height, width = self.model.video_shape
-        self.frame_shape = (height, width, channels)
-        self.context_dim = self.model.context_dim
-        self.action_dim = self.model.action_dim
-        self.fingerprint = self.model.fingerprint
-        self.reset()
+        self._take(frozen_model(model, self.device))
+
+    def adopt(self, model: CausalPerceiverIO) -> None:
+        """Go on with a frozen copy of another model that differs in its weights alone; all rows begin anew.
+
+        Raises:
+            ValueError: the model is built in another way.
+        """
+        if model.config() != self.model.config():
+            raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
+        self._take(frozen_model(model, self.device))
 
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
@@ -89,6 +93,15 @@ class ContextEncoder:
         if not len(indices):
             return np.zeros((0, self.context_dim), np.float32)
         return self._step(frames, actions, self._state.select(indices))[0]
+
+    def _take(self, model: CausalPerceiverIO) -> None:
+        self.model = model
+        _, channels, height, width = model.video_shape
+        self.frame_shape = (height, width, channels)
+        self.context_dim = model.context_dim
+        self.action_dim = model.action_dim
+        self.fingerprint = model.fingerprint
+        self.reset()
 
     def _step(
         self, frames: np.ndarray, actions: np.ndarray | None, state: ContextState

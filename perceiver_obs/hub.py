@@ -15,6 +15,7 @@ from torch import nn
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+BESIDE = ("data.json", "settings.json")  # what a model was trained on, and how
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -25,12 +26,21 @@ class Pretrained(PyTorchModelHubMixin):
         """The constructor's arguments, which `config.json` holds."""
         return dict(self._hub_mixin_config)  # type: ignore[arg-type]
 
-    def save_pretrained(self, save_directory: str | Path, **push: Any) -> None:  # type: ignore[override]
-        """Write `config.json` and `model.safetensors` into a directory, each under a temporary name first."""
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, half_precision: bool = False, **push: Any
+    ) -> None:
+        """Write `config.json` and `model.safetensors` into a directory, each under a temporary name first.
+
+        `half_precision` stores matrices and kernels as float16: a file of half the size, whose contexts differ in
+        the third digit. They are loaded as float32 again.
+        """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         assert isinstance(self, nn.Module)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if half_precision:
+            large = {name for name, parameter in self.named_parameters() if parameter.ndim >= 2}
+            weights = {name: tensor.half() if name in large else tensor for name, tensor in weights.items()}
         (directory / (WEIGHTS_FILE + ".tmp")).write_bytes(save(weights))
         os.replace(directory / (WEIGHTS_FILE + ".tmp"), directory / WEIGHTS_FILE)
         config = {"class": type(self).__name__, "format_version": FORMAT_VERSION, **self.config()}
@@ -82,7 +92,8 @@ def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
         return bundled[str(name)]
     if isinstance(name, str) and _HUB_ID.match(name) and not name.startswith("."):
         try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+            patterns = [CONFIG_FILE, WEIGHTS_FILE, *BESIDE]
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         except Exception as error:
             raise FileNotFoundError(f"no directory {name!r} here, and the hub did not give it: {error}") from error
     raise FileNotFoundError(f"model {name!r} is neither a directory, a hub id, nor one of {sorted(bundled)}")

@@ -56,6 +56,8 @@ class PerceiverTokenPredictor(nn.Module):
         num_decoder_layers: blocks of the queries.
         num_memory_vectors: vectors that a context is expanded to for the queries.
         token_time_kernel: frames joined in each of the Perceiver's inputs; 2 shows it local motion.
+        inputs_per_frame: linear maps of a frame's whole grid that the Perceiver reads in place of its tokens:
+            cheaper, and quicker to learn positions, but for one frame size. None reads every token.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PerceiverTokenPredictor(nn.Module):
         num_decoder_layers: int = 2,
         num_memory_vectors: int = 8,
         token_time_kernel: int = 2,
+        inputs_per_frame: int | None = None,
     ):
         super().__init__()
         for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
@@ -88,7 +91,7 @@ class PerceiverTokenPredictor(nn.Module):
         self.sequence_length = sequence_length
         self.action_dim = action_dim
         self.condition_dim = condition_dim
-        self.token_adapter = TokenAdapter(tokenizer.code_dim, channels, grid, token_time_kernel)
+        self.token_adapter = TokenAdapter(tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame)
         self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
         self.encoder = CausalPerceiverEncoder(
             num_latents,

@@ -39,7 +39,7 @@ class VQPTTokenizer(nn.Module, Pretrained):
         code_dim: width of the code vectors.
         num_codes: codes in each codebook (for `fsq` the nearest grid below).
         downsample: pixels of a token's side; a power of two.
-        base_channels: channels after the first halving; doubled at each further one.
+        base_channels: channels after the first convolution; doubled at each further halving.
         use_3d_conv: spatio-temporal convolutions (the current frame and two before in each block) instead of
             frame by frame.
         temporal_downsample: halve the time axis of the tokens; the last of an odd number of frames counts twice.
@@ -48,6 +48,8 @@ class VQPTTokenizer(nn.Module, Pretrained):
         diversity_weight: weight of the loss that asks for even code usage.
         quantizer: "vq" (learned codebooks) or "fsq" (a fixed grid).
         codebook_decay: decay of the codebooks' moving averages, for "vq".
+        stem_stride: pixels that the first convolution steps over, a power of two up to `downsample`; the further
+            ones halve. 4 makes an encoder several times cheaper than 2.
     """
 
     def __init__(
@@ -64,10 +66,13 @@ class VQPTTokenizer(nn.Module, Pretrained):
         diversity_weight: float = 0.01,
         quantizer: QuantizerKind = "vq",
         codebook_decay: float = 0.95,
+        stem_stride: int = 2,
     ):
         super().__init__()
         if downsample < 2 or downsample & (downsample - 1):
             raise ValueError(f"downsample must be a power of two and at least 2, got {downsample}")
+        if not 2 <= stem_stride <= downsample or stem_stride & (stem_stride - 1):
+            raise ValueError(f"stem_stride must be a power of two, 2 to downsample={downsample}, got {stem_stride}")
         for name, value in {
             "in_channels": in_channels,
             "code_dim": code_dim,
@@ -86,8 +91,9 @@ class VQPTTokenizer(nn.Module, Pretrained):
         self.commitment_weight = commitment_weight
         self.diversity_weight = diversity_weight
         time_kernel = TIME_KERNEL if use_3d_conv else 1
-        self.encoder = CausalEncoder(in_channels, code_dim, downsample, base_channels, time_kernel)
-        self.decoder = CausalDecoder(code_dim, in_channels, downsample, base_channels, time_kernel)
+        strides = [stem_stride, *[2] * ((downsample // stem_stride).bit_length() - 1)]
+        self.encoder = CausalEncoder(in_channels, code_dim, strides, base_channels, time_kernel)
+        self.decoder = CausalDecoder(code_dim, in_channels, strides, base_channels, time_kernel)
         self.halve_time = HalveTime(code_dim) if temporal_downsample else nn.Identity()
         self.double_time = DoubleTime(code_dim) if temporal_downsample else nn.Identity()
         self.quantizer = Quantizer(quantizer, code_dim, num_codes, num_quantizers, codebook_decay, diversity_weight)

@@ -148,6 +148,8 @@ LINE = [
     f"train-policy {TASK} --model model --out policy --total-frames 160 --eval-every 160 --eval-episodes 1 "
     "--learning-starts 5 --batch-size 8 --net-arch 8",
     "evaluate --policy policy --episodes 1",
+    "benchmark dmc100k --tasks cartpole-swingup --methods state --seeds 0 --total-frames 160 --eval-every 160 "
+    "--eval-episodes 1 --out arena --results arena.json --docs docs",
     "report --out .",
 ]
 
@@ -169,6 +171,7 @@ def test_every_command_leaves_its_results(line):
         assert f"<h2>{title}</h2>" in page
     assert (line / "fresh" / "future.gif").stat().st_size > 0
     assert json.loads((line / "policy" / "evaluation.json").read_text())["returns"]
+    assert "cartpole-swingup" in (line / "docs" / "dmc100k.md").read_text()
 
 
 def test_the_same_commands_again_change_no_model(line, monkeypatch):

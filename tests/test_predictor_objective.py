@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from perceiver_obs.training.outlines import Outlines
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective, random_visible
 
-EVERY = LossWeights(cross_entropy=1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0)
+EVERY = LossWeights(1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0, outline=1.0, contrastive=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +23,19 @@ def batch(real_video):
     with torch.no_grad():
         vectors = model.tokenizer.encode_vectors(frames)
     tokens = model.tokenizer.quantize(vectors)[1]
-    return {"vectors": vectors, "tokens": tokens, "actions": torch.rand(4, 12, 2), "frames": frames}
+    groups = torch.tensor([0, 1, 1, 0])
+    return {"vectors": vectors, "tokens": tokens, "actions": torch.rand(4, 12, 2), "frames": frames, "groups": groups}
 
 
 def objective(weights=EVERY, **options) -> PredictorObjective:
     model = tiny_model(action_dim=2).train()
     model.tokenizer.requires_grad_(False)
-    return PredictorObjective(model.predictor, weights, **options)
+    outlines = Outlines(4, 2, (3, 64, 64), 3) if weights.outline or weights.contrastive else None
+    return PredictorObjective(model.predictor, weights, outlines=outlines, **options)
 
 
 def test_every_objective_reaches_the_latents(batch, distance):
-    for name in ("cross_entropy", "perceptual", "regression", "inverse_dynamics"):
+    for name in LossWeights.__annotations__:
         weights = LossWeights(**{**dict.fromkeys(LossWeights.__annotations__, 0.0), name: 1.0})
         trained = objective(weights, perceptual_distance=distance)
         losses = trained(**batch)
@@ -50,7 +53,7 @@ def test_the_loss_is_the_weighted_sum(batch, distance):
 
 def test_a_few_steps_lower_every_loss(batch):
     torch.manual_seed(0)
-    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0), foreground_weight=1.0)
+    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0, 1.0, 1.0), foreground_weight=1.0)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(40):
@@ -81,7 +84,22 @@ def test_visible_tokens_are_none_or_some_but_never_all():
     assert visible.unique().numel() > 20
 
 
+def test_tokens_are_predicted_as_often_as_asked(batch):
+    trained = objective(LossWeights(), samples=3, token_predictions=5)
+    counted = []
+    predict = trained.predictor.predict
+    trained.predictor.predict = lambda contexts, *rest: counted.append(len(contexts)) or predict(contexts, *rest)
+    trained(**batch)
+    trained.token_predictions = None
+    trained(**batch)
+    assert counted == [5, 12]
+
+
 def test_what_does_not_fit_is_named(batch):
+    with pytest.raises(ValueError, match="no outlines"):
+        PredictorObjective(tiny_model().predictor, LossWeights(contrastive=1.0))
+    with pytest.raises(ValueError, match="frames and groups"):
+        objective(LossWeights(outline=1.0))(batch["vectors"], batch["tokens"], batch["actions"])
     with pytest.raises(ValueError, match="12 frames are too short for a horizon of 12"):
         objective(LossWeights(), horizons=(0, 12))(**batch)
     with pytest.raises(ValueError, match="action_dim"):

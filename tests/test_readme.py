@@ -19,6 +19,7 @@ SMALL = {
     "generate": "--num-frames 6",
     "train-policy": "--total-frames 120 --eval-every 60 --eval-episodes 1 --learning-starts 10 --no-progress-bar",
     "evaluate": "--episodes 1",
+    "watch": "--max-steps 4 --episodes 3",
 }
 
 

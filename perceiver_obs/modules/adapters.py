@@ -25,25 +25,43 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
 
 
 class TokenAdapter(nn.Module):
-    """Code vectors to Perceiver inputs: centre, scale, join with the frame before, add the position.
+    """Code vectors to Perceiver inputs: centre, scale, project, tell where they lie.
 
     A scene's background hardly changes; centring every position by its own mean lets the few tokens that move
     stand out. `set_statistics` fits mean and scale on data; they are saved with the weights.
 
     Args:
         grid: `(h, w)` to centre each position by itself; None centres each channel, for any grid.
-        time_kernel: frames that each input reads at its position.
+        time_kernel: frames that each input reads.
+        inputs_per_frame: None makes each token an input. A number makes that many inputs, each a linear map of
+            the frame's whole grid, as a convolutional network's flattened last layer is; it needs `grid`.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, code_dim: int, channels: int, grid: tuple[int, int] | None, time_kernel: int):
+    def __init__(
+        self,
+        code_dim: int,
+        channels: int,
+        grid: tuple[int, int] | None,
+        time_kernel: int,
+        inputs_per_frame: int | None = None,
+    ):
         super().__init__()
+        if inputs_per_frame is not None and (grid is None or inputs_per_frame < 1):
+            raise ValueError(f"inputs_per_frame must be 1 or more and needs a grid, got {inputs_per_frame} for {grid}")
         self.channels = channels
+        self.inputs_per_frame = inputs_per_frame
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
-        self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
+        if inputs_per_frame is None or grid is None:
+            self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
+        else:
+            width = grid[0] * grid[1] * code_dim
+            self.project = CausalConv(width, inputs_per_frame * channels, 1, time_kernel=time_kernel)
+            assert self.project.conv.bias is not None
+            nn.init.normal_(self.project.conv.bias, std=0.5)  # tells the inputs apart, as positions tell tokens
         self.position = nn.Linear(channels, channels)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
@@ -57,9 +75,13 @@ class TokenAdapter(nn.Module):
     def forward(
         self, vectors: Tensor, past: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Inputs `[B, T, h * w, channels]` of code vectors `[B, T, h, w, code_dim]`."""
+        """Inputs `[B, T, h * w or inputs_per_frame, channels]` of code vectors `[B, T, h, w, code_dim]`."""
         height, width = vectors.shape[2:4]
-        x = rearrange(self.standardize(vectors), "b t h w c -> b t c h w")
+        x = self.standardize(vectors)
+        if self.inputs_per_frame is not None:
+            x, past = self.project(rearrange(x, "b t h w c -> b t (h w c) 1 1"), past, valid)
+            return rearrange(x, "b t (m c) 1 1 -> b t m c", m=self.inputs_per_frame), past
+        x = rearrange(x, "b t h w c -> b t c h w")
         x, past = self.project(x, past, valid)
         return rearrange(x, "b t c h w -> b t (h w) c") + self.positions(height, width), past
 

@@ -50,6 +50,10 @@ class CausalConv(nn.Module):
             x = torch.cat([past, x], dim=1)
             past = x[:, -(self.time_kernel - 1) :].clone()
             x = torch.cat([x[:, i : i + frames] for i in range(self.time_kernel)], dim=2)
+        if x.shape[3:] == self.conv.kernel_size == (1, 1):
+            # The same sums; on CPUs the convolution takes several times as long over a single place.
+            weights = self.conv.weight[:, :, 0, 0]
+            return F.linear(x[..., 0, 0], weights, self.conv.bias)[..., None, None], past
         return self.conv(x.flatten(0, 1)).unflatten(0, (batch, frames)), past
 
 
@@ -110,15 +114,20 @@ class _CausalStack(nn.Module):
 
 
 class CausalEncoder(_CausalStack):
-    """Frames to feature maps: halve the size and double the channels `log2(downsample)` times."""
+    """Frames to feature maps: reduce the size by `strides`, one level after the other, doubling the channels."""
 
-    def __init__(self, in_channels: int, out_channels: int, downsample: int, base_channels: int, time_kernel: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, strides: Sequence[int], base_channels: int, time_kernel: int
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
-        for level in range(downsample.bit_length() - 1):
+        for level, stride in enumerate(strides):
             width = base_channels * 2**level
-            layers += [CausalConv(channels, width, 4, stride=2, padding=1), ResidualBlock(width, time_kernel)]
+            layers += [
+                CausalConv(channels, width, 2 * stride, stride=stride, padding=stride // 2),
+                ResidualBlock(width, time_kernel),
+            ]
             channels = width
         layers += [FrameNorm(channels), nn.SiLU(), CausalConv(channels, out_channels, 1)]
         self.layers = nn.ModuleList(layers)
@@ -127,29 +136,34 @@ class CausalEncoder(_CausalStack):
 class CausalDecoder(_CausalStack):
     """Feature maps to frames: the encoder's mirror image, enlarging by pixel shuffle."""
 
-    def __init__(self, in_channels: int, out_channels: int, downsample: int, base_channels: int, time_kernel: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, strides: Sequence[int], base_channels: int, time_kernel: int
+    ):
         super().__init__()
-        levels = downsample.bit_length() - 1
-        channels = base_channels * 2 ** (levels - 1)
+        channels = base_channels * 2 ** (len(strides) - 1)
         layers: list[nn.Module] = [CausalConv(in_channels, channels, 1)]
-        for level in reversed(range(levels)):
+        for level, stride in reversed(list(enumerate(strides))):
             width = base_channels * 2 ** (level - 1) if level else out_channels
             layers += [
                 ResidualBlock(channels, time_kernel),
                 FrameNorm(channels),
                 nn.SiLU(),
-                CausalConv(channels, 4 * width, 3, padding=1),
-                Enlarge(),
+                CausalConv(channels, stride**2 * width, 3, padding=1),
+                Enlarge(stride),
             ]
             channels = width
         self.layers = nn.ModuleList(layers)
 
 
 class Enlarge(nn.Module):
-    """Twice the height and width from four times the channels."""
+    """`factor` times the height and width from `factor`² times the channels."""
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (c i j) h w -> b t c (h i) (w j)", i=2, j=2)
+        return rearrange(x, "b t (c i j) h w -> b t c (h i) (w j)", i=self.factor, j=self.factor)
 
 
 class HalveTime(nn.Module):

@@ -5,18 +5,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-from envs.rollouts import Episode, RolloutDataset
 
 OPEN_EPISODES = 64
 BACKGROUND_FRAMES = 15
 FOREGROUND_CONTRAST = 0.1
 
+
+class Recorded(Protocol):
+    """An episode as clips need it: frames uint8 `[T + 1, H, W, C]` and the actions float32 `[T, A]` between them."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]: ...
+    @property
+    def actions(self) -> NDArray[np.float32]: ...
+
+
 Batch = TypeVar("Batch")
+Dataset = TypeVar("Dataset", bound=Sequence[Recorded])
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ class ClipIndex:
         return places
 
 
-class RolloutClips:
-    """Clips of frames and actions from datasets whose frames have one size.
+class RolloutClips(Generic[Dataset]):
+    """Clips of frames and actions from datasets, on disk or in memory, whose frames have one size.
 
     Args:
         datasets: what to draw from.
@@ -80,7 +89,7 @@ class RolloutClips:
         action_dim: size of the largest action; smaller ones are padded with zeros.
     """
 
-    def __init__(self, datasets: Sequence[RolloutDataset], episodes: Sequence[Sequence[int]], clip_length: int):
+    def __init__(self, datasets: Sequence[Dataset], episodes: Sequence[Sequence[int]], clip_length: int):
         actions = [{i: dataset[i].actions for i in chosen} for dataset, chosen in zip(datasets, episodes)]
         self.datasets = datasets
         self.episodes = episodes
@@ -121,7 +130,7 @@ def leading_actions(actions: NDArray[np.float32], action_dim: int) -> NDArray[np
     return led
 
 
-def _background(episode: Episode) -> NDArray[np.int16]:
+def _background(episode: Recorded) -> NDArray[np.int16]:
     """Median over frames spread through an episode, `[C, H, W]`."""
     chosen = np.linspace(0, len(episode.pixels) - 1, BACKGROUND_FRAMES).round().astype(int)
     return np.median(episode.pixels[chosen], axis=0).astype(np.int16).transpose(2, 0, 1)

@@ -12,12 +12,13 @@ MUST_AGREE = ("size", "channels")
 
 
 def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
-    """Opens datasets to be mixed.
+    """Opens datasets to be mixed; one named several times counts as often.
 
     Raises ValueError for a path without a dataset, for one without two whole episodes, or if the frames differ
     in size or channels.
     """
-    datasets = [RolloutDataset(path) for path in paths]
+    opened = {path: RolloutDataset(path) for path in set(paths)}
+    datasets = [opened[path] for path in paths]
     for path, dataset in zip(paths, datasets):
         if len(dataset) < 2:
             raise ValueError(f"{path} holds {len(dataset)} whole episode, at least 2 are needed to hold one out")

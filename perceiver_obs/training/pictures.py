@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Frames = NDArray[np.uint8]
+Curve = tuple[Sequence[float], Sequence[float]]
 DOTS_PER_INCH = 110
 CELL_PIXELS, CELL_GAP, TABLE_PIXELS = 96, 4, 1200
 COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
@@ -163,6 +164,54 @@ def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     axis.legend(fontsize=7, frameon=False)
     _tidy(axis)
     return _png(figure)
+
+
+def return_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], references: Mapping[str, float], reference_name: str
+) -> bytes:
+    """A panel a task: mean return over frames, a line a method with its lowest to highest seed shaded.
+
+    Args:
+        panels: by task and method, the curve (frames, returns) of each seed.
+        references: by task, a return drawn as a dashed line.
+        reference_name: what these are, for the legend.
+    """
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, axes = _figure(3.5 * num_columns, 2.6 * num_rows + 0.5, num_rows, num_columns, sharex=True, sharey=True)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axis, (task, lines) in zip(axes.flat, panels.items()):
+        for name, seeds in lines.items():
+            grid, values = _on_one_grid(seeds)
+            color = COLORS[names.index(name) % len(COLORS)]
+            axis.plot(grid / 1000, values.mean(axis=0), color=color, linewidth=1.6, label=name)
+            axis.fill_between(grid / 1000, values.min(axis=0), values.max(axis=0), color=color, alpha=0.16, linewidth=0)
+        if task in references:
+            axis.axhline(references[task], color="#37352f", linewidth=1, linestyle=(0, (5, 3)), label=reference_name)
+        axis.set_title(task, fontsize=10)
+        axis.set_ylim(0, 1020)
+        axis.set_xlim(left=0)
+        _tidy(axis)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("return of an episode", fontsize=8)
+    for place, axis in enumerate(axes.flat[: len(panels)]):
+        if place + num_columns >= len(panels):
+            axis.set_xlabel("control steps, thousands", fontsize=8)
+            axis.tick_params(labelbottom=True)
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels())}
+    per_row = min(2 * num_columns, len(handles))
+    legend_height = 0.15 + 0.2 * -(-len(handles) // per_row)  # inches
+    figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=per_row, fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def _on_one_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The frames of the shortest curve, and all curves there `[seeds, points]`: resumed runs evaluate a step apart."""
+    grid = np.asarray(min((frames for frames, _ in curves), key=len), np.float64)
+    return grid, np.stack([np.interp(grid, frames, values) for frames, values in curves])
 
 
 def _figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple["Figure", Any]:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
+from perceiver_obs.training.outlines import OutlineContrast, OutlineHead, Outlines
+
+OUTLINE_HIDDEN = 512  # width of the heads on outlines
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class LossWeights:
     perceptual: float = 0.0
     regression: float = 0.0
     inverse_dynamics: float = 0.0
+    outline: float = 0.0
+    contrastive: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,22 @@ class PredictorObjective(nn.Module):
 
     For random frames of the clips, the context of that frame predicts a frame some steps ahead: its tokens
     (cross-entropy), its code vectors (regression) and, decoded, its looks (perceptual distance). Inverse dynamics
-    tells the action from two contexts in a row.
+    tells the action from two contexts in a row. Outlines (`Outlines`) are told, and picked from among those of
+    other frames (contrastive), for all horizons at once: that is cheap, and the quickest way found to positions and
+    velocities.
 
     Args:
         predictor: to train.
         weights: of the objectives.
         horizons: steps ahead to draw from, evenly; 0 asks for the frame itself.
-        samples: predictions for each clip.
+        samples: frames of each clip whose contexts are trained.
+        token_predictions: predictions of tokens a batch, drawn from the samples of all clips; None predicts from each.
         foreground_weight: how much more a position counts that moves as much as the average one of its clip.
         quantized_input: share of the clips that are read as looked-up codes, as generation does.
         without_actions: share of the batches that are read without their actions, for users who have none.
         perceptual_distance: needed where it has a weight; called with frames and targets `[X, C, H, W]`.
         perceptual_samples: predictions that it looks at.
+        outlines: fitted to the data; needed where they have a weight.
     """
 
     def __init__(
@@ -65,16 +74,27 @@ class PredictorObjective(nn.Module):
         without_actions: float = 0.2,
         perceptual_distance: Callable[[Tensor, Tensor], Tensor] | None = None,
         perceptual_samples: int = 4,
+        outlines: Outlines | None = None,
+        token_predictions: int | None = None,
     ):
         super().__init__()
         if weights.inverse_dynamics and predictor.inverse_dynamics is None:
             raise ValueError("inverse dynamics needs a predictor that reads actions (action_dim)")
         if weights.perceptual and perceptual_distance is None:
             raise ValueError("the perceptual term has a weight, but there is no perceptual_distance")
+        if (weights.outline or weights.contrastive) and outlines is None:
+            raise ValueError("the outline or the contrastive term has a weight, but there are no outlines")
         self.predictor = predictor
+        self.outlines = outlines
+        self.outline_head, self.contrast = None, None
+        if outlines is not None:
+            sizes = (predictor.context_dim, outlines.num_coefficients, max(horizons), predictor.action_dim)
+            self.outline_head = OutlineHead(*sizes, OUTLINE_HIDDEN) if weights.outline else None
+            self.contrast = OutlineContrast(*sizes, OUTLINE_HIDDEN) if weights.contrastive else None
         self.weights = weights
         self.horizons = tuple(horizons)
         self.samples = samples
+        self.token_predictions = token_predictions
         self.foreground_weight = foreground_weight
         self.quantized_input = quantized_input
         self.without_actions = without_actions
@@ -83,7 +103,12 @@ class PredictorObjective(nn.Module):
         self._perceptual = [perceptual_distance]
 
     def forward(
-        self, vectors: Tensor, tokens: Tensor, actions: Tensor | None = None, frames: Tensor | None = None
+        self,
+        vectors: Tensor,
+        tokens: Tensor,
+        actions: Tensor | None = None,
+        frames: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` and each objective by the name of its weight.
 
@@ -91,7 +116,8 @@ class PredictorObjective(nn.Module):
             vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed the longest horizon.
             tokens: `[B, T, h, w(, Q)]`.
             actions: `[B, T, A]`, the action that led to each frame.
-            frames: `[B, T, C, H, W]`, for the perceptual term.
+            frames: `[B, T, C, H, W]`, for the perceptual term and the outlines.
+            groups: int64 `[B]`, which of the outlines' groups each clip is of.
         """
         predictor, weights = self.predictor, self.weights
         tokens = predictor.tokenizer.unpack(tokens)
@@ -101,12 +127,16 @@ class PredictorObjective(nn.Module):
         anchors = self._anchors(vectors.shape[1], vectors.device)
         read = None if torch.rand(()) < self.without_actions else actions
         contexts, _ = predictor.encode(inputs, read, only=anchors)
+        parts: dict[str, Tensor] = {}
+        if self.outline_head is not None or self.contrast is not None:
+            parts |= self._outline_losses(contexts, anchors, actions, frames, groups)
         row = torch.arange(len(vectors), device=vectors.device).repeat_interleave(len(anchors))
         anchor = anchors.repeat(len(vectors))
+        chosen = torch.randperm(len(row), device=vectors.device)[: self.token_predictions]
+        row, anchor, contexts = row[chosen], anchor[chosen], contexts.flatten(0, 1)[chosen]
         horizon = self._horizons(len(row), vectors.device)
-        prediction = self._predict(contexts.flatten(0, 1), vectors, tokens, codes, actions, row, anchor, horizon)
+        prediction = self._predict(contexts, vectors, tokens, codes, actions, row, anchor, horizon)
 
-        parts: dict[str, Tensor] = {}
         if weights.cross_entropy or weights.perceptual:
             logits = predictor.head(prediction.hidden, predictor.tokenizer.quantizer.partial_sums(prediction.target))
         if weights.cross_entropy:
@@ -170,6 +200,32 @@ class PredictorObjective(nn.Module):
         distance = self._perceptual[0]
         assert distance is not None
         return distance(self.predictor.decode_expected(logits[few], (grid[0], grid[1])), real)
+
+    def _outline_losses(
+        self,
+        contexts: Tensor,
+        anchors: Tensor,
+        actions: Tensor | None,
+        frames: Tensor | None,
+        groups: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Of the outline at each anchor, of the change before and of those after, up to the longest horizon."""
+        if frames is None or groups is None or self.outlines is None:
+            raise ValueError("outlines need frames and groups")
+        outlines, ahead = self.outlines(frames, groups), None
+        if actions is not None:
+            steps = torch.arange(1, max(self.horizons) + 1, device=anchors.device)
+            ahead = actions[:, anchors[:, None] + steps]
+        parts = {}
+        if self.outline_head is not None:
+            now, before = outlines[:, anchors], outlines[:, (anchors - 1).clamp_min(0)]
+            targets = [now, self.outlines.changes(before, now, groups, 1)]
+            for k in range(1, max(self.horizons) + 1):
+                targets.append(self.outlines.changes(now, outlines[:, anchors + k], groups, k))
+            parts["outline"] = F.mse_loss(self.outline_head(contexts, ahead), torch.stack(targets, dim=2))
+        if self.contrast is not None:
+            parts["contrastive"] = self.contrast(contexts, anchors, outlines, ahead)
+        return parts
 
     def _inverse_dynamics_loss(self, inputs: Tensor, actions: Tensor | None) -> Tensor:
         """Of contexts that did not read the actions: from those that did it would be no question."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +13,14 @@ from tqdm import tqdm
 
 from envs.rollouts import Episode, RolloutDataset
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
-from perceiver_obs.training.data import RolloutClips, leading_actions
+from perceiver_obs.training.data import Recorded, RolloutClips, leading_actions
+from perceiver_obs.training.frame_pca import FramePCA, stack_frames
 
+Item = TypeVar("Item")
 Features = list[NDArray[np.float32]]
 FeatureMaker = Callable[[Sequence[Episode]], Features]
 
 EPISODES_AT_ONCE = 16
-STACKED_FRAMES = 3
-PCA_SAMPLES = 1500
 SUPERVISED_BATCH = 16
 SUPERVISED_LEARNING_RATE = 3e-4
 
@@ -33,14 +34,16 @@ def context_features(model: CausalPerceiverIO, device: torch.device, label: str)
         with tqdm(total=sum(len(e.pixels) for e in episodes), unit="frame", desc=label) as bar:
             for _, alike in groupby(episodes, key=lambda episode: len(episode.pixels)):
                 for batch in batched(list(alike), EPISODES_AT_ONCE):
-                    contexts += list(_contexts(model, batch, device))
+                    contexts += list(contexts_of_alike(model, batch, device))
                     bar.update(sum(len(e.pixels) for e in batch))
         return contexts
 
     return make
 
 
-def _contexts(model: CausalPerceiverIO, episodes: Sequence[Episode], device: torch.device) -> NDArray[np.float32]:
+def contexts_of_alike(
+    model: CausalPerceiverIO, episodes: Sequence[Recorded], device: torch.device
+) -> NDArray[np.float32]:
     """Contexts `[N, T + 1, D]` of episodes of one length."""
     frames = np.stack([episode.pixels for episode in episodes])
     videos = torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3)
@@ -51,35 +54,19 @@ def _contexts(model: CausalPerceiverIO, episodes: Sequence[Episode], device: tor
     return model.extract_context(videos, actions).cpu().numpy()
 
 
-def batched(items: Sequence[Episode], size: int) -> Iterator[Sequence[Episode]]:
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Consecutive parts of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def pca_features(training: Sequence[Episode], num_components: int, seed: int) -> FeatureMaker:
     """Principal components of three stacked frames, fitted on training episodes."""
-    random = np.random.default_rng(seed)
-    frames = [(e, time) for e in range(len(training)) for time in range(len(training[e].pixels))]
-    chosen = random.permutation(len(frames))[:PCA_SAMPLES]
-    sample = torch.from_numpy(np.stack([_stack(training[frames[i][0]], frames[i][1]) for i in chosen]))
-    mean = sample.mean(0)
-    torch.manual_seed(seed)
-    components = torch.pca_lowrank(sample - mean, q=min(num_components, *sample.shape), center=False, niter=4)[2]
+    pca = FramePCA.fit(training, num_components, seed)
 
     def make(episodes: Sequence[Episode]) -> Features:
-        features: Features = []
-        for episode in tqdm(episodes, "PCA of stacked frames"):
-            stacks = np.stack([_stack(episode, time) for time in range(len(episode.pixels))])
-            features.append(((torch.from_numpy(stacks) - mean) @ components).numpy())
-        return features
+        return [pca(stack_frames(e.pixels, range(len(e.pixels)))) for e in tqdm(episodes, "PCA of stacked frames")]
 
     return make
-
-
-def _stack(episode: Episode, time: int) -> NDArray[np.float32]:
-    """The last three frames in a row of numbers; before an episode's start its first frame stands in."""
-    times = [max(time - back, 0) for back in range(STACKED_FRAMES)]
-    return np.stack([episode.pixels[t] for t in times]).ravel().astype(np.float32) / np.float32(255)
 
 
 def random_model(model: CausalPerceiverIO, seed: int) -> CausalPerceiverIO:

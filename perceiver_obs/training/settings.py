@@ -15,6 +15,11 @@ def may_change(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"may_change": True})
 
 
+def by_place(default: Any) -> Any:
+    """A settings field that may come first on the command line without its name; one of a class at most."""
+    return dataclasses.field(default=default, metadata={"by_place": True})
+
+
 @dataclasses.dataclass
 class RunSettings:
     """What every training run has in common."""
@@ -73,6 +78,9 @@ def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog
 
     file, arguments = _take_settings_file(list(arguments))
     from_file = settings_arguments(settings_type, read_json(file)) if file else []
+    unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]  # type: ignore[arg-type]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [*unnamed, *arguments]
     description = f"{settings_type.__doc__}\n\n--settings FILE.json gives defaults that the options override."
     return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])
 

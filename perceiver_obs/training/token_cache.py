@@ -25,6 +25,9 @@ FRAMES_AT_ONCE = 64
 OPEN_EPISODES = 128
 STATISTICS_EPISODES = 100
 
+Codes = tuple[NDArray[np.float16], NDArray[np.uint16]]
+"""Code vectors and tokens of an episode."""
+
 
 class TokenCache:
     """Code vectors and tokens of every episode of several datasets, in `NNNNNN.vectors.npy` and `.tokens.npy`.
@@ -73,16 +76,8 @@ class TokenCache:
         return self._open(dataset, episode)[1]
 
     def clips(self, places: Sequence[ClipPlace], length: int) -> tuple[Tensor, Tensor]:
-        """Vectors float32 `[B, T, h, w, code_dim]` and tokens int64 `[B, T, h, w, Q]` of clips.
-
-        The codebook axis is left out if there is but one, as the tokenizer does.
-        """
-        spans = [(p.dataset, p.episode, slice(p.start, p.start + length)) for p in places]
-        vectors = np.stack([self.vectors(d, e)[span] for d, e, span in spans]).astype(np.float32)
-        tokens = np.stack([self.tokens(d, e)[span] for d, e, span in spans]).astype(np.int64)
-        if tokens.shape[-1] == 1:
-            tokens = tokens[..., 0]
-        return torch.from_numpy(vectors), torch.from_numpy(tokens)
+        """`clip_codes` of clips of `length` frames."""
+        return clip_codes([self._open(p.dataset, p.episode) for p in places], places, length)
 
     def statistics(self, episodes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Mean `[h, w, code_dim]` and standard deviation around it `[code_dim]` of the frames of chosen episodes.
@@ -108,16 +103,32 @@ class TokenCache:
         np.save(buffer, array, allow_pickle=False)
         write_atomically(self._file(dataset, episode, kind), buffer.getvalue())
 
-    def _load(self, dataset: int, episode: int) -> tuple[NDArray[np.float16], NDArray[np.uint16]]:
+    def _load(self, dataset: int, episode: int) -> Codes:
         files = [self._file(dataset, episode, kind) for kind in ("vectors", "tokens")]
         vectors, tokens = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
         return vectors, tokens
 
 
+def clip_codes(codes: Sequence[Codes], places: Sequence[ClipPlace], length: int) -> tuple[Tensor, Tensor]:
+    """Vectors float32 `[B, T, h, w, code_dim]` and tokens int64 `[B, T, h, w, Q]` of clips.
+
+    The codebook axis is left out if there is but one, as the tokenizer does.
+
+    Args:
+        codes: of the episode of each clip.
+        places: where the clips lie.
+        length: frames of a clip.
+    """
+    spans = [slice(place.start, place.start + length) for place in places]
+    vectors = np.stack([of[span] for (of, _), span in zip(codes, spans)]).astype(np.float32)
+    tokens = np.stack([of[span] for (_, of), span in zip(codes, spans)]).astype(np.int64)
+    if tokens.shape[-1] == 1:
+        tokens = tokens[..., 0]
+    return torch.from_numpy(vectors), torch.from_numpy(tokens)
+
+
 @torch.no_grad()
-def encode_frames(
-    tokenizer: VQPTTokenizer, pixels: NDArray[np.uint8]
-) -> tuple[NDArray[np.float16], NDArray[np.uint16]]:
+def encode_frames(tokenizer: VQPTTokenizer, pixels: NDArray[np.uint8]) -> Codes:
     """Code vectors `[T, h, w, code_dim]` and tokens `[T, h, w, Q]` of an episode's frames `[T, H, W, C]`."""
     device = next(tokenizer.parameters()).device
     past, vectors, tokens = None, [], []

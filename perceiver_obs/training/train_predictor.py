@@ -10,12 +10,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.data import ClipPlace, RolloutClips
+from perceiver_obs.training.data_record import write_data_record
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
+from perceiver_obs.training.outlines import Outlines
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective
@@ -25,6 +28,7 @@ from perceiver_obs.training.settings import RunSettings, may_change
 from perceiver_obs.training.token_cache import TokenCache
 
 HELD_OUT_BATCHES = 4
+OUTLINE_CLIPS = 512
 STATISTICS_BATCHES, STATISTICS_CLIPS, STATISTICS_LENGTH = 16, 4, 64
 
 
@@ -36,17 +40,25 @@ class TrainPredictorSettings(RunSettings):
     """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
     tokenizer: str = "runs/tokenizer"
     """Directory of the trained tokenizer."""
-    clip_length: int = 16
+    batch_size: int = 16
+    """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    clip_length: int = 12
     """Frames of a training clip."""
-    sequence_length: int = 8
+    sequence_length: int = 6
     """Frames that one context sees, its own included."""
-    num_latents: int = 32
+    inputs_per_frame: int | None = 8
+    """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
+    token_time_kernel: int = 1
+    """Frames joined in each of the Perceiver's inputs."""
+    num_latents: int = 8
     """Latents of the Perceiver for each frame."""
     num_latent_channels: int = 128
     """Width of the latents, and of the context that a policy reads."""
     num_cross_attention_heads: int = 4
     """Heads of every attention."""
-    num_self_attention_layers: int = 2
+    num_self_attention_layers: int = 1
     """Self-attention blocks over the latents of a frame."""
     widening_factor: int = 2
     """Hidden width of the MLPs, in widths of the latents."""
@@ -60,7 +72,7 @@ class TrainPredictorSettings(RunSettings):
     """Read the actions that led to each frame, and predict under those to come."""
     horizons: tuple[int, ...] = (0, 1, 2, 3)
     """Steps ahead to foretell, drawn evenly; 0 is the frame itself."""
-    cross_entropy_weight: float = 1.0
+    cross_entropy_weight: float = 0.1
     """Weight of the cross-entropy of the tokens."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance between decoded and true frames. Slow on a CPU."""
@@ -70,8 +82,16 @@ class TrainPredictorSettings(RunSettings):
     """Weight of telling the action from two contexts in a row."""
     foreground_weight: float = 0.0
     """Extra weight of places that move in their clip."""
-    samples: int = 8
-    """Predictions for each clip and step."""
+    outline_weight: float = 1.0
+    """Weight of telling the low spatial frequencies of frames and how they change, all horizons at once."""
+    contrastive_weight: float = 0.3
+    """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
+    outline_order: int = 10
+    """Spatial frequencies of the outlines, in each direction."""
+    samples: int = 5
+    """Frames of each clip whose contexts are trained."""
+    token_predictions: int | None = 8
+    """Predictions of tokens a step, drawn from the samples of all clips; None predicts from each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +100,11 @@ class TrainPredictorSettings(RunSettings):
         if self.clip_length <= max(self.horizons):
             longest = max(self.horizons)
             raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
+
+    @property
+    def reads_outlines(self) -> bool:
+        """Whether an objective needs outlines."""
+        return self.outline_weight > 0 or self.contrastive_weight > 0
 
 
 def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
@@ -96,10 +121,37 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
         stage.fit_context_statistics(accelerator.device)
         with clear_disk_errors(run.path / "model.safetensors"):
             stage.model.save_pretrained(run.path)
+            write_data_record(run.path, stage.clips.datasets)
         save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
     accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()
     return CausalPerceiverIO.from_pretrained(run.path)
+
+
+def make_objective(
+    predictor: PerceiverTokenPredictor,
+    settings: TrainPredictorSettings,
+    outlines: Outlines | None,
+    device: torch.device,
+) -> PredictorObjective:
+    """The objective that settings ask for; `outlines` fitted to the data, where they read any."""
+    return PredictorObjective(
+        predictor,
+        LossWeights(
+            cross_entropy=settings.cross_entropy_weight,
+            perceptual=settings.perceptual_weight,
+            regression=settings.regression_weight,
+            inverse_dynamics=settings.inverse_dynamics_weight,
+            outline=settings.outline_weight,
+            contrastive=settings.contrastive_weight,
+        ),
+        settings.horizons,
+        settings.samples,
+        settings.foreground_weight,
+        perceptual_distance=PerceptualDistance().to(device) if settings.perceptual_weight else None,
+        outlines=outlines,
+        token_predictions=settings.token_predictions,
+    )
 
 
 class PredictorStage(Stage):
@@ -111,25 +163,17 @@ class PredictorStage(Stage):
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
         self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
+        tasks = ["+".join(dataset.meta["frame_contract"]["tasks"]) for dataset in datasets]
+        self.tasks = sorted(set(tasks))
+        self.groups = [self.tasks.index(task) for task in tasks]
         tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer)
         self.cache = TokenCache(run.token_cache, tokenizer, datasets)
         self.cache.fill(accelerator)
         contract = joint_contract(datasets)
         self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
         self.model = self._build_model(tokenizer, contract)
-        self.module = PredictorObjective(
-            self.model.predictor,
-            LossWeights(
-                cross_entropy=settings.cross_entropy_weight,
-                perceptual=settings.perceptual_weight,
-                regression=settings.regression_weight,
-                inverse_dynamics=settings.inverse_dynamics_weight,
-            ),
-            settings.horizons,
-            settings.samples,
-            settings.foreground_weight,
-            perceptual_distance=PerceptualDistance().to(accelerator.device) if settings.perceptual_weight else None,
-        )
+        outlines = self._fit_outlines() if settings.reads_outlines else None
+        self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
         )
@@ -146,6 +190,8 @@ class PredictorStage(Stage):
             num_self_attention_layers=settings.num_self_attention_layers,
             widening_factor=settings.widening_factor,
             num_decoder_layers=settings.num_decoder_layers,
+            token_time_kernel=settings.token_time_kernel,
+            inputs_per_frame=settings.inputs_per_frame,
             dropout=settings.dropout,
             timescales=settings.timescales,
             action_dim=self.clips.action_dim if settings.read_actions else None,
@@ -154,6 +200,21 @@ class PredictorStage(Stage):
         model.tokenizer.requires_grad_(False)
         model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         return model
+
+    def _fit_outlines(self) -> Outlines:
+        """Outlines with a group for each task, whose scene is its own."""
+        shape = self.model.video_shape[1:]
+        outlines = Outlines(self.settings.outline_order, len(self.tasks), shape, max(self.settings.horizons))
+        for group in range(len(self.tasks)):
+            of_group = [dataset for dataset, number in enumerate(self.groups) if number == group]
+            clips = RolloutClips(
+                [self.clips.datasets[d] for d in of_group],
+                [self.clips.episodes[d] for d in of_group],
+                self.settings.clip_length,
+            )
+            places = clips.index.draw(OUTLINE_CLIPS, self.settings.seed, 0)
+            outlines.fit(group, torch.from_numpy(clips.frames(places)))
+        return outlines
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:
         places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)
@@ -164,8 +225,10 @@ class PredictorStage(Stage):
         batch = {"vectors": vectors, "tokens": tokens}
         if self.settings.read_actions:
             batch["actions"] = torch.from_numpy(clips.actions(places))
-        if self.settings.perceptual_weight:
+        if self.settings.perceptual_weight or self.settings.reads_outlines:
             batch["frames"] = torch.from_numpy(clips.frames(places))
+        if self.settings.reads_outlines:
+            batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
         return batch
 
     def evaluate(self, device: torch.device) -> Evaluation:

@@ -25,20 +25,26 @@ class TrainTokenizerSettings(RunSettings):
 
     out: str = may_change("runs/tokenizer")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
-    clip_length: int = 4
-    """Frames of a training clip. Spatio-temporal convolutions learn across them."""
+    batch_size: int = 16
+    """Clips per step and per process (two GPUs see twice as many)."""
+    learning_rate: float = 1.5e-3
+    """Peak learning rate of AdamW."""
+    clip_length: int = 1
+    """Frames of a training clip. Spatio-temporal convolutions learn across them and need several."""
     foreground_weight: float = 4.0
     """Extra weight of pixels that differ from their episode's median frame, where the motion is. 0: none."""
-    code_dim: int = 64
+    code_dim: int = 32
     """Width of the code vectors, which the Perceiver reads."""
     num_codes: int = 256
     """Codes in each codebook."""
-    num_quantizers: int = 2
+    num_quantizers: int = 4
     """Codebooks; each codes what the ones before it left over."""
     downsample: int = 8
     """Pixels of a token's side, a power of two: 64 x 64 pixels become 8 x 8 tokens."""
-    base_channels: int = 32
-    """Channels after the first halving; doubled at each further one."""
+    base_channels: int = 24
+    """Channels after the first convolution; doubled at each further halving."""
+    stem_stride: int = 4
+    """Pixels that the first convolution steps over, a power of two; 4 makes the encoder several times cheaper."""
     use_3d_conv: bool = False
     """Spatio-temporal convolutions (this frame and two before in each block) rather than frame by frame."""
     temporal_downsample: bool = False
@@ -106,6 +112,7 @@ class TokenizerStage(Stage):
             commitment_weight=settings.commitment_weight,
             diversity_weight=settings.diversity_weight,
             quantizer=settings.quantizer,
+            stem_stride=settings.stem_stride,
         )
         self.module = TokenizerObjective(self.tokenizer)
 

@@ -1,0 +1,226 @@
+"""`AdaptContext`: an SB3 callback by which the Perceiver follows the policy to where its offline data never was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.adaptable import check_adaptable, context_env, replay_buffer
+from agents.kept_episodes import KEPT_FILE, KeptEpisodes
+from agents.replay_contexts import catch_up, find_spans, reencode_buffer
+from agents.vec_context import FramesSeen, VecPerceiverContext
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.training.adaptation import Adaptation
+from perceiver_obs.training.data_record import describe_datasets, offline_frames
+from perceiver_obs.training.train_predictor import TrainPredictorSettings
+
+ADAPTATION_FILE = "adaptation.safetensors"
+
+
+@dataclass(frozen=True)
+class FrameBudget:
+    """Control steps (agent steps times action repeat) spent: `offline` before and `online` while a policy learned."""
+
+    offline: int
+    online: int
+
+    def __str__(self) -> str:
+        return f"{self.offline:,} offline + {self.online:,} online"
+
+
+class AdaptContext(BaseCallback):
+    """Trains the Perceiver on the frames that the policy sees, and keeps everything that holds contexts in step.
+
+    Every `every` agent steps, after the transitions are stored and before the policy learns from them, a copy of the
+    Perceiver takes `steps` gradient steps on clips of all episodes so far and of the offline rollouts. Then it
+    takes the place of the one in the environment, mid-episode, and all observations in the replay buffer become the
+    contexts that it gives. The tokenizer and the statistics that contexts are centred by stay as they were.
+
+    All frames are kept in memory as uint8: H·W·C bytes a frame, 12 kB at 64×64 (0.6 GB for 50,000 agent steps),
+    and once trained on, their code vectors beside them (2·h·w·code_dim bytes).
+
+    Works with SAC, TD3 and other off-policy algorithms with "MlpPolicy" on a `VecPerceiverContext`; `VecMonitor` may
+    lie around it. No adaptation comes at the very end, where no policy would learn to read the new contexts.
+
+    Args:
+        data: directories of offline rollouts to mix in, best those that the Perceiver was trained on; none trains on
+            online frames alone.
+        every: agent steps (all rows together) between adaptations.
+        steps: gradient steps of an adaptation. The first takes as many again to train what predicts from contexts.
+        batch_size: clips of a gradient step.
+        learning_rate: of AdamW, constant.
+        online_share: of the clips of each batch, 0 to 1.
+        training: settings that the Perceiver was trained with, for the same objective; None foretells tokens
+            (cross-entropy) and outlines. See `perceiver_obs.training.adaptation.training_settings`.
+        token_cache: directory for the tokens of the offline rollouts.
+        followers: environments whose Perceiver is replaced too, such as those of evaluations; their episodes must
+            begin anew after that.
+        seed: of all random choices in adaptations.
+
+    Attributes:
+        adaptations: how many there have been.
+        frames: the budget spent so far: every online frame is trained on, and counts once.
+
+    Raises:
+        ValueError: when training starts, for environments, algorithms or rollouts that it does not work with.
+
+    Example:
+        >>> from stable_baselines3 import SAC
+        >>> from stable_baselines3.common.vec_env import DummyVecEnv
+        >>> from agents import AdaptContext, VecPerceiverContext
+        >>> from envs import make_dmc
+        >>> venv = VecPerceiverContext(DummyVecEnv([lambda: make_dmc("walker-walk")]))
+        >>> policy = SAC("MlpPolicy", venv).learn(50_000, callback=AdaptContext(every=5000))
+    """
+
+    def __init__(
+        self,
+        data: Sequence[str | Path] = (),
+        every: int = 5000,
+        steps: int = 200,
+        batch_size: int = 16,
+        learning_rate: float = 1e-4,
+        online_share: float = 0.5,
+        *,
+        training: TrainPredictorSettings | None = None,
+        token_cache: str | Path = "runs/token_cache",
+        followers: Sequence[VecEnv] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"every": every, "steps": steps, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if isinstance(data, (str, Path)):
+            raise ValueError(f"data must be a sequence of directories, got {data!r} alone")
+        self.adaptations = 0
+        self._data = [str(path) for path in data]
+        self._every, self._steps, self._seed = every, steps, seed
+        self._batch_size, self._learning_rate, self._online_share = batch_size, learning_rate, online_share
+        self._training = training
+        self._token_cache = Path(token_cache)
+        self._followers = [context_env(venv) for venv in followers]
+        self._resume_from: Path | None = None
+        self._venv: VecPerceiverContext | None = None
+        self._last_seen: FramesSeen | None = None
+        self._adapted_at = 0
+
+    # ---- what it reports and stores -------------------------------------------------------------------------
+
+    @property
+    def perceiver(self) -> CausalPerceiverIO:
+        """The Perceiver as it is now. Training must have started."""
+        return self._adaptation.model
+
+    @property
+    def frames(self) -> FrameBudget:
+        """Offline frames of `data`, and online frames so far. Training must have started."""
+        repeat = self._contract().get("action_repeat") or 1
+        datasets = {dataset.path: dataset for dataset in self._adaptation.datasets}  # each once
+        offline = offline_frames(describe_datasets(list(datasets.values())))
+        return FrameBudget(offline.control_steps, self.num_timesteps * repeat)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps taken in all adaptations together."""
+        return self._adaptation.steps
+
+    def save(self, directory: Path) -> None:
+        """Stores all that a later run needs to go on: the kept frames, and the Perceiver with its optimiser."""
+        self._kept.save(directory / KEPT_FILE)
+        self._adaptation.save(directory / ADAPTATION_FILE, adaptations=self.adaptations, adapted_at=self._adapted_at)
+
+    def load(self, directory: Path) -> None:
+        """Has the next `learn` go on from what `save` stored, with the algorithm and the replay buffer of that time."""
+        for name in (KEPT_FILE, ADAPTATION_FILE):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory / name} is missing: the run cannot go on adapting")
+        self._resume_from = directory
+
+    # ---- following the training -----------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        venv = check_adaptable(self.model)
+        if self._venv is None:
+            self._start(venv)
+        elif venv is not self._venv:
+            raise ValueError("AdaptContext belongs to the environment it began with; make another one")
+        seen = venv.seen
+        assert seen is not None  # `learn` resets the environment before its first step
+        if seen is not self._last_seen:
+            if not seen.began.all():
+                raise ValueError("the environment took steps that AdaptContext has not seen: reset it before `learn`")
+            self._kept.begin(seen)
+            self._last_seen = seen
+        if self._resume_from is not None:
+            self._resume_from = None
+            self._install()
+        for row, episodes in enumerate(self._kept.rows()):
+            find_spans(replay_buffer(self.model), row, episodes)
+
+    def _on_step(self) -> bool:
+        assert self._venv is not None
+        seen = self._venv.seen
+        assert seen is not None
+        self._kept.add(seen)
+        self._last_seen = seen
+        return True
+
+    def _on_rollout_end(self) -> None:
+        """Adapts here: the transition of the last step is in the buffer only now."""
+        due = self.num_timesteps // self._every > self._adapted_at // self._every
+        if due and self.num_timesteps < self.locals["total_timesteps"]:
+            self._adapt()
+
+    def _start(self, venv: VecPerceiverContext) -> None:
+        self._venv = venv
+        self._kept = KeptEpisodes(venv.num_envs, venv.action_size)
+        self._adaptation = Adaptation(
+            venv.encoder.model,
+            self._data,
+            self._settings(venv.encoder.model),
+            "+".join(self._contract()["tasks"]) if self._contract().get("tasks") else None,
+            self._online_share,
+            self._token_cache,
+            venv.encoder.device,
+        )
+        self._adapted_at = self.num_timesteps
+        if self._resume_from is not None:
+            self._kept.load(self._resume_from / KEPT_FILE)
+            progress = self._adaptation.load(self._resume_from / ADAPTATION_FILE)
+            self.adaptations, self._adapted_at = progress["adaptations"], progress["adapted_at"]
+
+    def _settings(self, model: CausalPerceiverIO) -> TrainPredictorSettings:
+        training = self._training
+        if training is None:
+            length = model.video_shape[0] + max(TrainPredictorSettings.horizons)
+            training = TrainPredictorSettings(outline_weight=1.0, clip_length=length)
+        return replace(training, batch_size=self._batch_size, learning_rate=self._learning_rate, seed=self._seed)
+
+    def _contract(self) -> dict:
+        assert self._venv is not None
+        return self._venv.get_attr("frame_contract", 0)[0] if self._venv.has_attr("frame_contract") else {}
+
+    def _adapt(self) -> None:
+        rows = self._kept.rows()
+        losses = self._adaptation.learn([episode for episodes in rows for episode in episodes], self._steps)
+        self._install()
+        assert self._venv is not None
+        encoder = self._venv.encoder
+        reencode_buffer(replay_buffer(self.model), rows, encoder.model, encoder.device)
+        self.adaptations += 1
+        self._adapted_at = self.num_timesteps
+        for name, value in losses.items():
+            self.logger.record(f"adaptation/{name}", value)
+        self.logger.record("adaptation/number", self.adaptations)
+
+    def _install(self) -> None:
+        """Puts the Perceiver into the environments; the running episodes of the policy's go on under it."""
+        assert self._venv is not None
+        for venv in (self._venv, *self._followers):
+            venv.encoder.adopt(self._adaptation.model)
+        self.model._last_obs = catch_up(self._venv.encoder, [episodes[-1] for episodes in self._kept.rows()])

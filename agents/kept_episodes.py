@@ -1,0 +1,100 @@
+"""`KeptEpisodes`: the frames and actions that a policy's contexts were made from, episode by episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.vec_context import FramesSeen
+from perceiver_obs.training.files import clear_disk_errors
+
+KEPT_FILE = "kept_episodes.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class KeptEpisode:
+    """An episode, or as much of it as has happened: `pixels` uint8 `[T + 1, H, W, C]`, `actions` float32 `[T, A]`."""
+
+    pixels: NDArray[np.uint8]
+    actions: NDArray[np.float32]
+
+    @property
+    def steps(self) -> int:
+        """T, the transitions."""
+        return len(self.actions)
+
+
+class KeptEpisodes:
+    """Every frame of the rows of a `VecPerceiverContext`, in memory: H·W·C bytes a frame, 12 kB at 64×64.
+
+    Args:
+        num_rows: rows of the environment.
+        action_size: A, numbers of an action; 0 where contexts are made without them.
+    """
+
+    def __init__(self, num_rows: int, action_size: int) -> None:
+        self._action_size = action_size
+        self._whole: list[list[KeptEpisode]] = [[] for _ in range(num_rows)]
+        self._frames: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
+
+    def add(self, seen: FramesSeen) -> None:
+        """Keeps what a step has shown; `seen` must be of the step after the last one, or of the first."""
+        for row, frame in enumerate(seen.frames):
+            if self._frames[row]:
+                self._actions[row].append(self._action(seen, row))
+                if row in seen.final_frames:
+                    self._frames[row].append(seen.final_frames[row].copy())
+                    self._end(row)
+            self._frames[row].append(frame.copy())
+
+    def begin(self, seen: FramesSeen) -> None:
+        """Keeps the first frames after a reset; episodes that it broke off end where they were."""
+        for row, frame in enumerate(seen.frames):
+            self._end(row)
+            self._frames[row].append(frame.copy())
+
+    def of_row(self, row: int) -> list[KeptEpisode]:
+        """The episodes of a row in order, the running one last."""
+        return [*self._whole[row], *([self._running(row)] if self._frames[row] else [])]
+
+    def rows(self) -> list[list[KeptEpisode]]:
+        """The episodes of all rows."""
+        return [self.of_row(row) for row in range(len(self._whole))]
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions kept of each row."""
+        return sum(episode.steps for episode in self._whole[0]) + len(self._actions[0])
+
+    def save(self, path: Path) -> None:
+        """Writes all episodes into an `.npz`; raises OSError on a full disk."""
+        arrays: dict[str, np.ndarray] = {}
+        for row, episodes in enumerate(self.rows()):
+            for number, episode in enumerate(episodes):
+                arrays[f"{row}/{number:06d}/pixels"] = episode.pixels
+                arrays[f"{row}/{number:06d}/actions"] = episode.actions
+        with clear_disk_errors(path):
+            np.savez(path, allow_pickle=False, **arrays)
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote, into an object that has kept nothing. Running episodes count as broken off."""
+        with np.load(path, allow_pickle=False) as archive:
+            for name in sorted(name.removesuffix("/pixels") for name in archive.files if name.endswith("/pixels")):
+                row = int(name.split("/")[0])
+                self._whole[row].append(KeptEpisode(archive[f"{name}/pixels"], archive[f"{name}/actions"]))
+
+    def _action(self, seen: FramesSeen, row: int) -> np.ndarray:
+        return np.zeros(0, np.float32) if seen.actions is None else seen.actions[row].copy()
+
+    def _running(self, row: int) -> KeptEpisode:
+        actions = np.array(self._actions[row], np.float32).reshape(len(self._actions[row]), self._action_size)
+        return KeptEpisode(np.stack(self._frames[row]), actions)
+
+    def _end(self, row: int) -> None:
+        if self._frames[row]:
+            self._whole[row].append(self._running(row))
+        self._frames[row], self._actions[row] = [], []

@@ -1,0 +1,98 @@
+"""Policies of `train-policy`, on contexts too, in the form in which `envs` plays episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from agents.algorithms import algorithm_class
+from agents.fingerprint import check_fingerprint
+from agents.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord
+from envs.policies import Policy, PolicyContext, make_policy
+from perceiver_obs.context_encoder import ContextEncoder
+from perceiver_obs.wrappers.action_layout import ActionLayout
+
+
+def find_record(policy: str) -> PolicyRecord | None:
+    """The record of a policy given as a directory that train-policy wrote, or the zip in it; None of any other.
+
+    Raises:
+        FileNotFoundError: a directory without a record.
+        ValueError: the record is not whole.
+    """
+    path = Path(policy)
+    if path.is_dir():
+        return PolicyRecord.load(path)
+    if path.suffix == ".zip" and (path.parent / RECORD_FILE).is_file():
+        return PolicyRecord.load(path.parent)
+    return None
+
+
+def make_any_policy(policy: str, context: PolicyContext, device: str = "auto", model: str | None = None) -> Policy:
+    """What `policy` names: whatever `envs.make_policy` takes, or a directory or zip of train-policy.
+
+    Args:
+        policy: as above.
+        context: what it will act in.
+        device: where the Perceiver of a policy on contexts runs.
+        model: another place to look for that Perceiver, where it is not where it lay in training.
+
+    Raises:
+        ValueError: there is no such policy, or it acts in something else.
+        FileNotFoundError: its training has not finished, or its Perceiver is gone.
+        WrongPerceiver: the Perceiver is not the one that the policy was trained with.
+    """
+    record = find_record(policy)
+    if record is None:
+        return make_policy(policy, context)
+    path = Path(policy) / POLICY_FILE if Path(policy).is_dir() else Path(policy)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the training has not finished")
+    if record.settings["observation"] == "context":
+        return ContextPolicy(path, record, context, device, model)
+    return make_policy(str(path), context)
+
+
+class ContextPolicy:
+    """Acts by a policy that was trained on contexts, by its most likely action.
+
+    Args:
+        path: its `policy.zip`.
+        record: what is known of it.
+        context, device, model: as for `make_any_policy`.
+    """
+
+    def __init__(
+        self, path: Path, record: PolicyRecord, context: PolicyContext, device: str = "auto", model: str | None = None
+    ) -> None:
+        try:
+            self._encoder = ContextEncoder(record.perceiver(path.parent), device=device)
+        except FileNotFoundError:
+            if model is None:
+                raise
+            self._encoder = ContextEncoder(model, device=device)
+        check_fingerprint(self._encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
+        # A policy that only acts needs no replay buffer, which could take gigabytes.
+        self._policy = algorithm_class(record.algorithm).load(path, device=device, custom_objects={"buffer_size": 1})
+        if self._policy.action_space.shape != (context.action_size,):
+            raise ValueError(
+                f"{path} gives actions of shape {self._policy.action_space.shape}, "
+                f"the environment takes {(context.action_size,)}"
+            )
+        self._tag = f"sb3:{path.parent.name}"
+        self._layout = ActionLayout(self._policy.action_space, self._encoder.action_dim)
+        self._action: np.ndarray | None = None
+
+    def begin(self, rng: np.random.Generator) -> str:
+        """Starts an episode; nothing in it is random."""
+        self._encoder.reset()
+        self._action = None
+        return self._tag
+
+    def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The most likely action `[A]` after the frames so far, of which `frame`, uint8 `[H, W, 3]`, is the last."""
+        led_here = None if self._action is None else self._layout.rows(self._action, 1)
+        context = self._encoder.push(frame[None], led_here)
+        self._action = self._policy.predict(context[0], deterministic=True)[0]
+        return self._action

@@ -1,0 +1,56 @@
+"""`VecFramePCA`: an SB3 vector environment whose pixels become principal components of three stacked frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
+
+from perceiver_obs.training.frame_pca import STACKED_FRAMES, FramePCA
+
+
+class VecFramePCA(VecEnvWrapper):
+    """Replaces the frames of an SB3 vector environment by a linear projection: a baseline for contexts.
+
+    Where an episode ends, `infos[i]["terminal_observation"]` becomes the features of the old episode's last
+    frames, and the new episode starts from its own first frame alone.
+
+    Args:
+        venv: a vector environment of uint8 frames `(H, W, C)`.
+        pca: a directory that `FramePCA.save` wrote, or the projection itself.
+
+    Raises:
+        FileNotFoundError: the directory holds no projection.
+        ValueError: the projection is damaged, or the frames are not what it was fitted on.
+    """
+
+    def __init__(self, venv: VecEnv, pca: str | Path | FramePCA) -> None:
+        self.encoder = pca if isinstance(pca, FramePCA) else FramePCA.load(pca)
+        expected, space = self.encoder.frame_shape, venv.observation_space
+        if not isinstance(space, spaces.Box) or space.shape != expected or space.dtype != np.uint8:
+            raise ValueError(f"the PCA reads uint8 frames {expected} (H, W, C), the environment gives {space}")
+        self._stacks = np.zeros((venv.num_envs, STACKED_FRAMES, *expected), np.uint8)
+        features = spaces.Box(-np.inf, np.inf, (self.encoder.num_components,), np.float32)
+        super().__init__(venv, observation_space=features)
+
+    def reset(self) -> np.ndarray:
+        """Begins new episodes in all rows; features float32 `[N, K]`."""
+        self._stacks[:] = np.asarray(self.venv.reset())[:, None]
+        return self.encoder(self._stacks)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Features float32 `[N, K]`, rewards, dones and infos."""
+        frames, rewards, dones, infos = self.venv.step_wait()
+        for row in np.flatnonzero(dones):
+            last = infos[row]["terminal_observation"]
+            infos[row]["terminal_observation"] = self.encoder(_push(self._stacks[row : row + 1], last[None]))[0]
+        self._stacks = _push(self._stacks, np.asarray(frames))
+        self._stacks[dones] = np.asarray(frames)[dones, None]
+        return self.encoder(self._stacks), rewards, dones, infos
+
+
+def _push(stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Stacks `[N, S, H, W, C]`, newest first, with new frames `[N, H, W, C]`."""
+    return np.concatenate([frames[:, None], stacks[:, :-1]], axis=1)

@@ -1,0 +1,104 @@
+"""What `watch` looks at: a task rendered as the model knows it, an episode, and others to learn the state from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.trained_policy import find_record, make_any_policy
+from envs.collect import CollectSettings
+from envs.dmc import DmcEnv
+from envs.policies import Policy, PolicyContext
+from envs.rollouts import Episode, RolloutDataset
+from envs.tasks import near_matches
+from envs.worker import play_episode
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.training.episode_view import LANES
+from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
+
+if TYPE_CHECKING:
+    from agents.watch import WatchSettings
+
+WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
+FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
+CONTRACT = ("action_repeat", "camera", "render_quality")
+
+
+def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None) -> DmcEnv:
+    """The task, rendered as the policy, the data or the model knows it where the settings leave it open.
+
+    Raises ValueError where task, model, policy, data and what is to be shown do not fit together.
+    """
+    _, channels, height, width = model.video_shape
+    if channels != 3 or height != width:
+        raise ValueError(f"tasks are seen in square RGB frames, {settings.model} reads {(channels, height, width)}")
+    record = find_record(settings.policy)
+    if record is not None and record.settings["task"] != settings.task:
+        raise ValueError(f"the policy {settings.policy} was trained on {record.settings['task']}, not {settings.task}")
+    known = [vars(settings), record.settings if record else {}]
+    known += [{} if dataset is None else dataset.meta["frame_contract"], model.frame_contract]
+    chosen: dict[str, Any] = {"action_repeat": 2, "camera": None, "render_quality": "fast"}
+    for name in CONTRACT:
+        given = [source[name] for source in known if source.get(name) is not None]
+        chosen[name] = given[0] if given else chosen[name]
+    env = DmcEnv(settings.task, size=height, state_in_info=True, **chosen)
+    if model.action_dim is not None and env.action_size > model.action_dim:
+        raise ValueError(
+            f"{settings.task} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
+        )
+    warn_if_frames_differ(env.frame_contract, model.frame_contract)
+    _check_names(settings.show, env.state_names)
+    if dataset is not None:
+        _check_data(dataset, env)
+    return env
+
+
+def _check_names(show: Sequence[str], names: Sequence[str]) -> None:
+    for name in show:
+        if name not in names:
+            raise ValueError(f"show has {name!r}, which is not in the state; {near_matches(name, names)}")
+    for kind in ("position/", "velocity/"):
+        if sum(name.startswith(kind) for name in show) > LANES:
+            raise ValueError(f"show has more than {LANES} names that begin with {kind!r}: {', '.join(show)}")
+
+
+def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
+    names = dataset.meta["state_names"]
+    if names is None:
+        raise ValueError(f"{dataset.path} was collected without states; collect it with states")
+    if tuple(names) != env.state_names:
+        raise ValueError(f"{dataset.path} holds states of another task ({', '.join(names[:3])} …)")
+    if len(dataset) < 2:
+        raise ValueError(f"{dataset.path} holds {len(dataset)} whole episode, the read-out needs at least 2")
+    for name in ("size", *CONTRACT):
+        there, here = dataset.meta["frame_contract"].get(name), env.frame_contract[name]
+        if there != here:
+            raise ValueError(f"{dataset.path} has frames of {name}={there!r}, the episode is played with {here!r}")
+
+
+def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset | None) -> tuple[Episode, list[Episode]]:
+    """The episode to watch, and others to fit the read-out on."""
+    size = env.frame_contract["size"]
+    context = PolicyContext(env.action_size, size, 1 / env.metadata["render_fps"], env.state_names)
+    policy = make_any_policy(settings.policy, context, settings.device, settings.model)
+    num_others = settings.episodes if dataset is None else 0
+    longest, fit_steps = (min(steps, env.max_steps or steps) for steps in (settings.max_steps, FIT_STEPS))
+    with tqdm(total=longest + 1 + num_others * (fit_steps + 1), unit="frame", desc="play") as bar:
+
+        def play(policy: Policy, index: int, steps: int, random_init: bool = False) -> Episode:
+            how = CollectSettings(max_steps=steps, random_init=random_init, seed=settings.seed)
+            return play_episode(env, policy, how, index, bar.update)
+
+        episode = play(policy, WATCHED, longest)
+        if dataset is not None:
+            wanted = max(2, min(len(dataset), MOST_FIT_FRAMES // max(dataset.lengths)))
+            return episode, [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, wanted).round()]
+        noise = make_any_policy("correlated", context)
+        others = [
+            play(noise if index % 2 else policy, WATCHED + 1 + index, fit_steps, random_init=bool(index % 2))
+            for index in range(num_others)
+        ]
+    return episode, others

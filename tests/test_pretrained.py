@@ -131,3 +131,16 @@ def test_bundled_models_load_and_are_small(name, real_video):
     assert model.frame_contract["size"] == 64
     contexts = model.extract_context(real_video)[0]
     assert (contexts[1:] - contexts[:-1]).abs().amax(-1).min() > 1e-3
+
+
+def test_half_precision_halves_the_file_and_hardly_moves_the_contexts(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", half_precision=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.75 * sizes[0]
+    loaded = CausalPerceiverIO.from_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    video = torch.rand(1, 6, *model.video_shape[1:])
+    torch.testing.assert_close(loaded.extract_context(video), model.extract_context(video), atol=2e-2, rtol=0)
+    assert loaded.fingerprint != model.fingerprint

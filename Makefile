@@ -37,9 +37,9 @@ DEMO := runs/demo
 OBS := $(BIN)/perceiver-obs
 demo: setup
 	$(OBS) collect --task walker-walk --render-quality fast --random-init --episodes 60 --max-steps 200 --out $(DEMO)/data
-	$(OBS) train-tokenizer --data $(DEMO)/data --out $(DEMO)/tokenizer --steps 800 --max-minutes 2.5
+	$(OBS) train-tokenizer --data $(DEMO)/data --out $(DEMO)/tokenizer --steps 600 --max-minutes 2
 	$(OBS) train-predictor --data $(DEMO)/data --tokenizer $(DEMO)/tokenizer --out $(DEMO)/model \
-	  --steps 800 --max-minutes 3
+	  --steps 600 --max-minutes 2.5
 	$(OBS) probe --model $(DEMO)/model --data $(DEMO)/data --out $(DEMO)/probe --max-episodes 40
 	$(OBS) train-policy --task walker-walk --render-quality fast --model $(DEMO)/model --out $(DEMO)/policy \
 	  --total-frames 5000 --eval-every 2500 --eval-episodes 2

@@ -51,7 +51,7 @@ demo: setup
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streaming.py
 
-# DMControl-100k for the bundled model and its baselines: days on two cores; goes on from what is there.
+# DMControl-100k for the bundled model and its baselines, 108 runs; goes on from what is there.
 arena: setup
 	OMP_NUM_THREADS=1 $(OBS) benchmark dmc100k
 

@@ -57,18 +57,9 @@ class KeptEpisodes:
             self._end(row)
             self._frames[row].append(frame.copy())
 
-    def of_row(self, row: int) -> list[KeptEpisode]:
-        """The episodes of a row in order, the running one last."""
-        return [*self._whole[row], *([self._running(row)] if self._frames[row] else [])]
-
     def rows(self) -> list[list[KeptEpisode]]:
-        """The episodes of all rows."""
-        return [self.of_row(row) for row in range(len(self._whole))]
-
-    @property
-    def num_transitions(self) -> int:
-        """Transitions kept of each row."""
-        return sum(episode.steps for episode in self._whole[0]) + len(self._actions[0])
+        """For each row its episodes in order, the running one last."""
+        return [[*whole, *([self._running(row)] if self._frames[row] else [])] for row, whole in enumerate(self._whole)]
 
     def save(self, path: Path) -> None:
         """Writes all episodes into an `.npz`; raises OSError on a full disk."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agents.made_with import processor
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
 
@@ -120,7 +121,7 @@ def main() -> None:
         "standard / fast env step": ms["env step, standard"] / ms["env step, fast"],
     }
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "mujoco", "dm_control")},
@@ -136,11 +137,6 @@ def main() -> None:
     for name, value in results["ratios"].items():
         print(f"{value:10.2f}  {name}")
     print(f"written to {RESULTS}")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

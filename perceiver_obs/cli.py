@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(name, options)
     except KeyboardInterrupt as interrupt:
-        print(f"\nperceiver-obs {name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\nperceiver-obs {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if debug:

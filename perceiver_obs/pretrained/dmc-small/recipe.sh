@@ -25,3 +25,6 @@ perceiver-obs train-predictor --data $mixed --tokenizer $out/tokenizer --out $ou
   --batch-size 16 --clip-length 12 --sequence-length 6 --inputs-per-frame 8 --token-time-kernel 1 --num-latents 8 \
   --num-latent-channels 128 --num-self-attention-layers 1 --outline-weight 1 --contrastive-weight 0.3 \
   --cross-entropy-weight 0.1 --token-predictions 8 --samples 5 --learning-rate 1e-3 --warmup-steps 100
+
+python -c "from perceiver_obs import CausalPerceiverIO
+CausalPerceiverIO.from_pretrained('$out/model').save_pretrained('$out/half', half_precision=True)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     if name not in known:
         raise ValueError(f"unknown algorithm {name!r}; available are {', '.join(sorted(known))}")
     return known[name]
+
+
+def load_to_act(name: str, path: Path, device: str, venv: VecEnv | None = None) -> BaseAlgorithm:
+    """A trained policy of algorithm `name` that only acts: it has no replay buffer, which could take gigabytes."""
+    return algorithm_class(name).load(path, env=venv, device=device, custom_objects={"buffer_size": 1})
 
 
 def make_algorithm(

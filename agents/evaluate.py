@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.algorithms import algorithm_class
+from agents.algorithms import load_to_act
 from agents.episodes import play_episodes
 from agents.fingerprint import check_fingerprint
 from agents.policy_env import PolicyEnvSettings, make_policy_env
@@ -118,10 +116,7 @@ def load_policy(
         if record.fingerprint is not None:
             found = venv.encoder.fingerprint  # type: ignore[attr-defined]
             check_fingerprint(found, record.fingerprint, f"the policy in {directory}")
-        cls = algorithm_class(record.algorithm)
-        # A policy that only acts needs no replay buffer, which could take gigabytes.
-        unused: dict[str, Any] = {"buffer_size": 1} if issubclass(cls, OffPolicyAlgorithm) else {}
-        policy = cls.load(directory / POLICY_FILE, env=venv, device=device, **unused)
+        policy = load_to_act(record.algorithm, directory / POLICY_FILE, device, venv)
     except BaseException:
         venv.close()
         raise

@@ -29,6 +29,8 @@ from agents.policy_files import (
     step_of,
 )
 from agents.run_lock import only_trainer
+from agents.vec_context import VecPerceiverContext
+from agents.vec_pca import VecFramePCA
 from envs.rollouts import RolloutDataset
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.data_record import describe_datasets, read_data_record
@@ -109,7 +111,7 @@ def _train(settings: TrainPolicySettings) -> Path:
         record = PolicyRecord(
             settings.algorithm,
             asdict(settings),
-            _fingerprint(venv, settings),
+            _fingerprint(venv),
             _offline_data(settings),
             made_with(settings.device),
         )
@@ -200,8 +202,8 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
     return algorithm
 
 
-def _fingerprint(venv: VecEnv, settings: TrainPolicySettings) -> str | None:
-    return venv.encoder.fingerprint if settings.reads_features else None  # type: ignore[attr-defined]
+def _fingerprint(venv: VecEnv) -> str | None:
+    return venv.encoder.fingerprint if isinstance(venv, (VecPerceiverContext, VecFramePCA)) else None
 
 
 def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.algorithms import algorithm_class
+from agents.algorithms import load_to_act
 from agents.fingerprint import check_fingerprint
 from agents.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord
 from envs.policies import Policy, PolicyContext, make_policy
@@ -73,8 +73,7 @@ class ContextPolicy:
                 raise
             self._encoder = ContextEncoder(model, device=device)
         check_fingerprint(self._encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
-        # A policy that only acts needs no replay buffer, which could take gigabytes.
-        self._policy = algorithm_class(record.algorithm).load(path, device=device, custom_objects={"buffer_size": 1})
+        self._policy = load_to_act(record.algorithm, path, device)
         if self._policy.action_space.shape != (context.action_size,):
             raise ValueError(
                 f"{path} gives actions of shape {self._policy.action_space.shape}, "

@@ -26,7 +26,7 @@ class Pretrained(PyTorchModelHubMixin):
         """The constructor's arguments, which `config.json` holds."""
         return dict(self._hub_mixin_config)  # type: ignore[arg-type]
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]  # the mixin's other options mean nothing here
         self, save_directory: str | Path, *, half_precision: bool = False, **push: Any
     ) -> None:
         """Write `config.json` and `model.safetensors` into a directory, each under a temporary name first.

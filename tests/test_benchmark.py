@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_model
+from tiny_runs import kill_at_second_evaluation
 
 import agents.benchmark_suite
 from agents import WrongPerceiver
@@ -17,7 +18,6 @@ from agents.benchmark import BenchmarkSettings, benchmark
 from agents.benchmark_features import BenchmarkFeatures
 from agents.benchmark_results import Results, find_runs
 from agents.benchmark_suite import METHODS, TASKS, Protocol, RunKey
-from agents.learning_curve import LearningCurve
 from agents.policy_files import PolicyRecord
 from agents.run_lock import only_trainer
 from envs.collect import CollectSettings, collect
@@ -114,14 +114,7 @@ def test_a_second_call_trains_nothing(arena, capsys):
 
 def test_a_killed_run_is_listed_as_unfinished_and_resumed(inputs, tmp_path, monkeypatch, capsys):
     settings = small(inputs, tmp_path, methods=("state",))
-    append = LearningCurve.append
-
-    def killed_at_the_second(curve, point):
-        if curve.points:
-            raise KeyboardInterrupt
-        append(curve, point)
-
-    monkeypatch.setattr(LearningCurve, "append", killed_at_the_second)
+    kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         benchmark(settings)
     monkeypatch.undo()

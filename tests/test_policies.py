@@ -11,6 +11,7 @@ import torch
 import tyro
 from stable_baselines3.common.save_util import load_from_pkl
 from tiny_models import tiny_model
+from tiny_runs import kill_at_second_evaluation
 
 from agents import (
     EvaluateSettings,
@@ -22,7 +23,7 @@ from agents import (
     make_policy_env,
     train_policy,
 )
-from agents.learning_curve import LearningCurve, read_curve
+from agents.learning_curve import read_curve
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, PerceiverContextWrapper
 
@@ -161,14 +162,7 @@ def test_environments_side_by_side(perceiver):
 def test_a_killed_run_resumes_from_its_last_checkpoint(perceiver, tmp_path, monkeypatch):
     """Killed after its second checkpoint was written, before the curve had that point."""
     settings = small(perceiver, tmp_path)
-    append = LearningCurve.append
-
-    def killed_at_the_second(curve, point):
-        if curve.points:
-            raise KeyboardInterrupt
-        append(curve, point)
-
-    monkeypatch.setattr(LearningCurve, "append", killed_at_the_second)
+    kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_policy(settings)
     monkeypatch.undo()

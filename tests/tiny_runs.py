@@ -1,9 +1,10 @@
-"""Settings of training runs that take seconds, and datasets of noise."""
+"""Settings of training runs that take seconds, datasets of noise, and the death of a run."""
 
 from pathlib import Path
 
 import numpy as np
 
+from agents.learning_curve import LearningCurve
 from envs.rollouts import RolloutWriter
 from perceiver_obs.training.train_predictor import TrainPredictorSettings
 from perceiver_obs.training.train_tokenizer import TrainTokenizerSettings
@@ -81,3 +82,15 @@ def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: in
             states=random.normal(size=(steps + 1, 2)).astype(np.float32) if states else None,
         )
     return path
+
+
+def kill_at_second_evaluation(monkeypatch) -> None:
+    """Until `monkeypatch.undo()`, trainings of policies die between their second checkpoint and its curve point."""
+    append = LearningCurve.append
+
+    def die_at_the_second(curve, point):
+        if curve.points:
+            raise KeyboardInterrupt
+        append(curve, point)
+
+    monkeypatch.setattr(LearningCurve, "append", die_at_the_second)

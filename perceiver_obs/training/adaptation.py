@@ -19,10 +19,10 @@ from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, 
 from perceiver_obs.training.data import Recorded, RolloutClips
 from perceiver_obs.training.datasets import open_datasets, split_episodes
 from perceiver_obs.training.loop import make_accelerator, make_optimizer, seed_step
-from perceiver_obs.training.outlines import Outlines
+from perceiver_obs.training.outlines import fit_outlines, task_groups
 from perceiver_obs.training.settings import check_same_inputs, read_json
 from perceiver_obs.training.token_cache import Codes, TokenCache, clip_codes, encode_frames
-from perceiver_obs.training.train_predictor import OUTLINE_CLIPS, TrainPredictorSettings, make_objective
+from perceiver_obs.training.train_predictor import TrainPredictorSettings, make_objective, make_outlines
 
 SETTINGS_FILE = "settings.json"
 OFFLINE, ONLINE = 0, 1  # streams of random numbers
@@ -73,14 +73,13 @@ class Adaptation:
             if (size := dataset.meta["frame_contract"]["size"]) != model.video_shape[2]:
                 raise ValueError(f"{dataset.path} has frames of {size} pixels, the model reads {model.video_shape[2]}")
         self._online_clips = round(online_share * settings.batch_size) if self.datasets else settings.batch_size
-        tasks = ["+".join(dataset.meta["frame_contract"]["tasks"]) for dataset in self.datasets]
-        known = sorted(set(tasks))
-        self._groups = [known.index(each) for each in tasks]
+        known, self._groups = task_groups(self.datasets)
         # A task of which there are no rollouts has a scene of its own.
         self._online_group = known.index(task) if task in known else len(known)
         with _own_randomness():
             seed_step(settings.seed, 0, 0)
-            self._objective = make_objective(self.model.predictor, settings, self._outlines(), device).to(device)
+            outlines = make_outlines(self.model, settings, max([*self._groups, self._online_group]) + 1)
+            self._objective = make_objective(self.model.predictor, settings, outlines, device).to(device)
         self._optimizer = make_optimizer(self._objective, settings)
         self._codes: WeakKeyDictionary[Recorded, Codes] = WeakKeyDictionary()
         self._inputs = {"model": state_digest(model), "data": "+".join(d.fingerprint for d in self.datasets)}
@@ -89,7 +88,7 @@ class Adaptation:
             self._offline = RolloutClips(self.datasets, training, settings.clip_length)
             self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
             self._cache.fill(make_accelerator(replace(settings, device=device.type)))
-            self._fit_offline_outlines(training)
+            self._fit_outlines(self._offline, self._groups)
 
     def learn(self, episodes: Sequence[Recorded], steps: int) -> dict[str, float]:
         """Takes `steps` gradient steps, and returns the mean of each objective over them.
@@ -111,7 +110,7 @@ class Adaptation:
         with _own_randomness():
             if self.steps == 0:
                 if self._online_group not in self._groups:
-                    self._fit_outlines(self._online_group, online)
+                    self._fit_outlines(online, [self._online_group])
                 self._let_contexts_learn(False)
                 self._train(online, steps)
                 self._let_contexts_learn(True)
@@ -192,23 +191,9 @@ class Adaptation:
             self._codes[episode] = encode_frames(self.model.tokenizer, np.asarray(episode.pixels))
         return self._codes[episode]
 
-    def _outlines(self) -> Outlines | None:
-        if not self.settings.reads_outlines:
-            return None
-        groups = max([*self._groups, self._online_group]) + 1
-        shape, horizon = self.model.video_shape[1:], max(self.settings.horizons)
-        return Outlines(self.settings.outline_order, groups, shape, horizon)
-
-    def _fit_offline_outlines(self, training: Sequence[Sequence[int]]) -> None:
-        for group in set(self._groups):
-            chosen = [number for number, each in enumerate(self._groups) if each == group]
-            datasets, episodes = [self.datasets[n] for n in chosen], [training[n] for n in chosen]
-            self._fit_outlines(group, RolloutClips(datasets, episodes, self.settings.clip_length))
-
-    def _fit_outlines(self, group: int, clips: RolloutClips) -> None:
-        if (outlines := self._objective.outlines) is not None:
-            places = clips.index.draw(OUTLINE_CLIPS, self.settings.seed, 0)
-            outlines.fit(group, torch.from_numpy(clips.frames(places)).to(self.device))
+    def _fit_outlines(self, clips: RolloutClips, groups: Sequence[int]) -> None:
+        if self._objective.outlines is not None:
+            fit_outlines(self._objective.outlines, clips, groups, self.settings.seed)
 
 
 def training_settings(model_directory: Path) -> TrainPredictorSettings | None:

@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.rollouts import RolloutDataset
+from perceiver_obs.training.data import RolloutClips
+
+CLIPS_TO_FIT = 512  # of each group
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
 MIN_CHANGE = 1e-3
 
@@ -70,6 +74,23 @@ class Outlines(nn.Module):
     def changes(self, earlier: Tensor, later: Tensor, groups: Tensor, horizon: int) -> Tensor:
         """Changes `[B, A, F]` between outlines `horizon` frames apart, about 1 in size."""
         return (later - earlier) / self.change_scale[groups, horizon - 1][:, None, None]
+
+
+def task_groups(datasets: Sequence[RolloutDataset]) -> tuple[list[str], list[int]]:
+    """The tasks that datasets show, each a group as its scene is its own, and the group of each dataset."""
+    shown = ["+".join(dataset.meta["frame_contract"]["tasks"]) for dataset in datasets]
+    tasks = sorted(set(shown))
+    return tasks, [tasks.index(task) for task in shown]
+
+
+def fit_outlines(outlines: Outlines, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
+    """Fits the groups of the clips' datasets, each on clips of all its datasets."""
+    for group in sorted(set(groups)):
+        chosen = [number for number, each in enumerate(groups) if each == group]
+        datasets, episodes = [clips.datasets[n] for n in chosen], [clips.episodes[n] for n in chosen]
+        of_group = RolloutClips(datasets, episodes, clips.index.clip_length)
+        frames = of_group.frames(of_group.index.draw(CLIPS_TO_FIT, seed, 0))
+        outlines.fit(group, torch.from_numpy(frames).to(outlines.mean.device))
 
 
 class OutlineHead(nn.Module):

@@ -130,6 +130,25 @@ class PredictorObjective(nn.Module):
         parts: dict[str, Tensor] = {}
         if self.outline_head is not None or self.contrast is not None:
             parts |= self._outline_losses(contexts, anchors, actions, frames, groups)
+        if weights.cross_entropy or weights.regression or weights.perceptual:
+            parts |= self._token_losses(contexts, anchors, vectors, tokens, codes, actions, frames)
+        if weights.inverse_dynamics:
+            parts["inverse_dynamics"] = self._inverse_dynamics_loss(inputs, actions)
+        return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), vectors.new_zeros(())), **parts}
+
+    def _token_losses(
+        self,
+        contexts: Tensor,
+        anchors: Tensor,
+        vectors: Tensor,
+        tokens: Tensor,
+        codes: Tensor,
+        actions: Tensor | None,
+        frames: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Of predictions of whole frames, from contexts drawn among those of all clips."""
+        predictor, weights = self.predictor, self.weights
+        parts: dict[str, Tensor] = {}
         row = torch.arange(len(vectors), device=vectors.device).repeat_interleave(len(anchors))
         anchor = anchors.repeat(len(vectors))
         chosen = torch.randperm(len(row), device=vectors.device)[: self.token_predictions]
@@ -147,9 +166,7 @@ class PredictorObjective(nn.Module):
             parts["regression"] = _weighted_mean(each, prediction.weights)
         if weights.perceptual:
             parts["perceptual"] = self._perceptual_loss(logits, frames, row, anchor + horizon, vectors.shape[2:4])
-        if weights.inverse_dynamics:
-            parts["inverse_dynamics"] = self._inverse_dynamics_loss(inputs, actions)
-        return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), vectors.new_zeros(())), **parts}
+        return parts
 
     def _anchors(self, length: int, device: torch.device) -> Tensor:
         """Frames `[samples]` to predict from, the same for all clips, so that other contexts need no computing."""

@@ -5,9 +5,12 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def may_change(default: Any) -> Any:
@@ -78,7 +81,7 @@ def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog
 
     file, arguments = _take_settings_file(list(arguments))
     from_file = settings_arguments(settings_type, read_json(file)) if file else []
-    unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]  # type: ignore[arg-type]
+    unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]
     if arguments and not arguments[0].startswith("-"):
         arguments = [*unnamed, *arguments]
     description = f"{settings_type.__doc__}\n\n--settings FILE.json gives defaults that the options override."

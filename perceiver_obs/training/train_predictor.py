@@ -18,7 +18,7 @@ from perceiver_obs.training.data_record import write_data_record
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
-from perceiver_obs.training.outlines import Outlines
+from perceiver_obs.training.outlines import Outlines, fit_outlines, task_groups
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective
@@ -28,7 +28,6 @@ from perceiver_obs.training.settings import RunSettings, may_change
 from perceiver_obs.training.token_cache import TokenCache
 
 HELD_OUT_BATCHES = 4
-OUTLINE_CLIPS = 512
 STATISTICS_BATCHES, STATISTICS_CLIPS, STATISTICS_LENGTH = 16, 4, 64
 
 
@@ -128,6 +127,13 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     return CausalPerceiverIO.from_pretrained(run.path)
 
 
+def make_outlines(model: CausalPerceiverIO, settings: TrainPredictorSettings, num_groups: int) -> Outlines | None:
+    """Outlines as settings ask for them, not fitted yet; None where no objective reads them."""
+    if not settings.reads_outlines:
+        return None
+    return Outlines(settings.outline_order, num_groups, model.video_shape[1:], max(settings.horizons))
+
+
 def make_objective(
     predictor: PerceiverTokenPredictor,
     settings: TrainPredictorSettings,
@@ -163,16 +169,16 @@ class PredictorStage(Stage):
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
         self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
-        tasks = ["+".join(dataset.meta["frame_contract"]["tasks"]) for dataset in datasets]
-        self.tasks = sorted(set(tasks))
-        self.groups = [self.tasks.index(task) for task in tasks]
+        tasks, self.groups = task_groups(datasets)
         tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer)
         self.cache = TokenCache(run.token_cache, tokenizer, datasets)
         self.cache.fill(accelerator)
         contract = joint_contract(datasets)
         self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
         self.model = self._build_model(tokenizer, contract)
-        outlines = self._fit_outlines() if settings.reads_outlines else None
+        outlines = make_outlines(self.model, settings, len(tasks))
+        if outlines is not None:
+            fit_outlines(outlines, self.clips, self.groups, settings.seed)
         self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
@@ -200,21 +206,6 @@ class PredictorStage(Stage):
         model.tokenizer.requires_grad_(False)
         model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         return model
-
-    def _fit_outlines(self) -> Outlines:
-        """Outlines with a group for each task, whose scene is its own."""
-        shape = self.model.video_shape[1:]
-        outlines = Outlines(self.settings.outline_order, len(self.tasks), shape, max(self.settings.horizons))
-        for group in range(len(self.tasks)):
-            of_group = [dataset for dataset, number in enumerate(self.groups) if number == group]
-            clips = RolloutClips(
-                [self.clips.datasets[d] for d in of_group],
-                [self.clips.episodes[d] for d in of_group],
-                self.settings.clip_length,
-            )
-            places = clips.index.draw(OUTLINE_CLIPS, self.settings.seed, 0)
-            outlines.fit(group, torch.from_numpy(clips.frames(places)))
-        return outlines
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:
         places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)

@@ -49,7 +49,8 @@ demo: setup
 	@echo "Look at $(DEMO)/report.html and $(DEMO)/watch.gif"
 
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streaming.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py
 
 # DMControl-100k for the bundled model and its baselines, 108 runs; goes on from what is there.
 arena: setup

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
-from perceiver_obs.context_encoder import ContextEncoder, ModelLike
+from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
 from perceiver_obs.wrappers.action_layout import ActionLayout
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
@@ -43,6 +43,7 @@ class VecPerceiverContext(VecEnvWrapper):
             alone or as one entry of a `Dict`.
         model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
+        backend: `"torch"` or `"onnx"`; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
         pixels_key: the key of the frame in a `Dict` observation that has several images.
 
@@ -71,10 +72,11 @@ class VecPerceiverContext(VecEnvWrapper):
         model: ModelLike = "dmc-small",
         *,
         device: str = "auto",
+        backend: Backend = "torch",
         keep_pixels: bool = False,
         pixels_key: str | None = None,
     ) -> None:
-        self.encoder = ContextEncoder(model, num_rows=venv.num_envs, device=device)
+        self.encoder = ContextEncoder(model, num_rows=venv.num_envs, device=device, backend=backend)
         self._layout = ObservationLayout.find(
             venv.observation_space,
             self.encoder.frame_shape,

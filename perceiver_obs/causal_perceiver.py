@@ -13,6 +13,7 @@ from perceiver_obs.generation import GenerationMode
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.quantizer import QuantizerKind
 from perceiver_obs.predictor import PerceiverTokenPredictor, PredictorState
+from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 TIMESCALES = {"fast": 1, "medium": 4, "slow": 16}
@@ -211,6 +212,17 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         model.tokenizer.load_state_dict(tokenizer.state_dict())
         return model
 
+    @classmethod
+    def from_preset(cls, name: str, frame_shape: Sequence[int] = (3, 64, 64), **changes: Any) -> Self:
+        """A model of a size that has a name ("tiny", "small", "base"), with random weights.
+
+        Args:
+            frame_shape: `(C, H, W)`.
+            changes: further arguments, and such that replace the preset's.
+        """
+        sizes = preset(name)
+        return cls(video_shape=(sizes.pop("sequence_length"), *frame_shape), **{**sizes, **changes})
+
     @property
     def fingerprint(self) -> str:
         """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
@@ -243,7 +255,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(videos)
         vectors, _ = self.tokenizer.stream_vectors(videos, None, valid)
         raw, _ = self.predictor.encode(vectors, actions, valid=valid)
-        return self._over_timescales(self._normalize(raw), None, valid)[0]
+        return self.over_timescales(self.normalize(raw), None, valid)[0]
 
     def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
         """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
@@ -295,13 +307,13 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         vectors, past = self.tokenizer.stream_vectors(videos, state.past)
         raw, predictor = self.predictor.encode(vectors, actions, state.predictor)
         assert predictor is not None
-        contexts, recent = self._over_timescales(self._normalize(raw), state)
+        contexts, recent = self.over_timescales(self.normalize(raw), state)
         return contexts, ContextState(past, predictor, recent)
 
-    def _normalize(self, raw: Tensor) -> Tensor:
+    def normalize(self, raw: Tensor) -> Tensor:
         return (raw - self.context_mean) / self.context_scale
 
-    def _over_timescales(
+    def over_timescales(
         self, contexts: Tensor, state: ContextState | None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Concatenate the means over the last 1, 4, 16 frames (those that exist); returns what to remember too."""

@@ -4,17 +4,20 @@ import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.step_graph import OnnxStep
 
 ModelLike = str | Path | CausalPerceiverIO
 Rows = Sequence[int] | np.ndarray | None
+Backend = Literal["torch", "onnx"]
 
 
 class ContextEncoder:
@@ -27,6 +30,8 @@ class ContextEncoder:
         model: a bundled name, a directory, a hub id, or a model.
         num_rows: rows N of the batch.
         device: "auto" takes a GPU where there is one, the CPU otherwise; or a torch device.
+        backend: what computes the steps: "torch", or "onnx" for ONNX Runtime on the CPU, several times as fast for
+            few rows and equal within 1e-4 (`pip install 'perceiver-obs[onnx]'`).
 
     Attributes:
         model: the frozen model.
@@ -37,13 +42,26 @@ class ContextEncoder:
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: a broken checkpoint, an unknown or absent device, or `num_rows` below 1.
+        ValueError: a broken checkpoint, an unknown or absent device, or `num_rows` below 1; an unknown backend, or
+            "onnx" on a device other than the CPU.
+        ImportError: the backend is not installed.
     """
 
-    def __init__(self, model: ModelLike = "dmc-small", num_rows: int = 1, device: str | torch.device = "auto"):
+    def __init__(
+        self,
+        model: ModelLike = "dmc-small",
+        num_rows: int = 1,
+        device: str | torch.device = "auto",
+        backend: Backend = "torch",
+    ):
         if num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}")
-        self.device = choose_device(device)
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+        self.device = choose_device("cpu" if backend == "onnx" and device == "auto" else device)
+        if backend == "onnx" and self.device.type != "cpu":
+            raise ValueError(f"backend 'onnx' computes on the CPU, got device {str(device)!r}")
+        self.backend = backend
         self.num_rows = num_rows
         self._take(frozen_model(model, self.device))
 
@@ -60,7 +78,7 @@ class ContextEncoder:
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
         if rows is None:
-            self._state = self.model.init_state(self.num_rows)
+            self._state = self._steps.init_state(self.num_rows)
         else:
             mask = torch.zeros(self.num_rows, dtype=torch.bool)
             mask[self._indices(rows)] = True
@@ -96,6 +114,7 @@ class ContextEncoder:
 
     def _take(self, model: CausalPerceiverIO) -> None:
         self.model = model
+        self._steps: Any = OnnxStep(model) if self.backend == "onnx" else model
         _, channels, height, width = model.video_shape
         self.frame_shape = (height, width, channels)
         self.context_dim = model.context_dim
@@ -103,15 +122,13 @@ class ContextEncoder:
         self.fingerprint = model.fingerprint
         self.reset()
 
-    def _step(
-        self, frames: np.ndarray, actions: np.ndarray | None, state: ContextState
-    ) -> tuple[np.ndarray, ContextState]:
+    def _step(self, frames: np.ndarray, actions: np.ndarray | None, state: Any) -> tuple[np.ndarray, Any]:
         frames = np.ascontiguousarray(frames)
         expected = (len(state.seen), *self.frame_shape)
         if frames.shape != expected or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 {expected} (rows, H, W, C), got {frames.dtype} {frames.shape}")
         pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
-        contexts, state = self.model.step(pixels, state, self._actions(actions, len(frames)))
+        contexts, state = self._steps.step(pixels, state, self._actions(actions, len(frames)))
         return contexts.cpu().numpy().copy(), state
 
     def _actions(self, actions: np.ndarray | None, count: int) -> Tensor | None:

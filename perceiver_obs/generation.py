@@ -65,17 +65,21 @@ def generate(
 
     contexts, state = predictor.encode(vectors, taken(0, given), predictor.init_state(batch))
     tokens = [tokenizer.unpack(tokenizer.quantize(vectors)[1])]
+    last = tokenizer.quantizer.lookup(tokens[0][:, -1])
     one_ahead = torch.ones(batch, dtype=torch.long, device=vectors.device)
     for t in range(given, given + num_frames):
 
-        def draw(visible: Visible, context: Tensor = contexts[:, -1], t: int = t) -> tuple[Tensor, Tensor]:
-            hidden = predictor.predict(context, one_ahead, taken(t, t + 1), condition, visible, (height, width))
+        def draw(
+            visible: Visible, context: Tensor = contexts[:, -1], last: Tensor = last, t: int = t
+        ) -> tuple[Tensor, Tensor]:
+            hidden = predictor.predict(context, last, one_ahead, taken(t, t + 1), condition, visible)
             drawn, confidence = predictor.head.sample(hidden, tokenizer.quantizer, sampling)
             return drawn.unflatten(1, (height, width)), confidence
 
         drawn = _draw_frame(draw, tokenizer.quantizer.lookup, 1 if mode == "autoregressive" else steps)
         tokens.append(drawn[:, None])
-        contexts, state = predictor.encode(tokenizer.quantizer.lookup(drawn)[:, None], taken(t, t + 1), state)
+        last = tokenizer.quantizer.lookup(drawn)
+        contexts, state = predictor.encode(last[:, None], taken(t, t + 1), state)
     video = tokenizer.decode_vectors(tokenizer.quantizer.lookup(torch.cat(tokens, dim=1)))
     return video[:, given:].clamp(0, 1)
 

@@ -32,13 +32,13 @@ class PredictorState:
 
 
 class PerceiverTokenPredictor(nn.Module):
-    """A causal Perceiver reads frames; queries that see only its context predict the tokens of later frames.
+    """A causal Perceiver reads frames; queries that see its context and the last frame predict the tokens to come.
 
     Reading: the code vectors of frame t (continuous for real frames, looked up for generated ones) and the
     action that led to it enter the window of the last `sequence_length` frames; latents attend to it; their mean
     is the context of frame t. Predicting k frames ahead: the context, expanded to a few memory vectors, the k
-    actions in between and an optional condition are read by one query for each position of the frame. As
-    nothing else reaches the queries, the context has to carry whatever the future depends on.
+    actions in between and an optional condition are read by one query for each position, which starts from the
+    tokens of frame t. As no earlier frame reaches the queries, the context has to carry what moves, and how.
 
     Args:
         tokenizer: gives and decodes the tokens.
@@ -158,15 +158,39 @@ class PerceiverTokenPredictor(nn.Module):
             only: int64 `[A]`, frames to compute contexts of, instead of all T.
         """
         batch, frames = vectors.shape[:2]
-        inputs, past = self.token_adapter(vectors, state.past if state else None, valid)
-        if self.action_adapter is not None:
-            if actions is not None:
-                actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
-            known = self._action_known(batch, frames, state, valid).to(vectors.device)
-            action_inputs = self.action_adapter(actions, known, (batch, frames))
-            inputs = torch.cat([inputs, action_inputs[:, :, None]], dim=2)
+        if self.action_adapter is not None and actions is not None:
+            actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
+        known = self._action_known(batch, frames, state, valid).to(vectors.device)
+        inputs, past = self.inputs(vectors, actions, known, state.past if state else None, valid)
         latents, memory = self.encoder(inputs, state.memory if state else None, valid, only)
-        return self.to_context(latents.mean(dim=2)), None if memory is None else PredictorState(memory, past)
+        return self.context(latents), None if memory is None else PredictorState(memory, past)
+
+    def inputs(
+        self,
+        vectors: Tensor,
+        actions: Tensor | None,
+        known: Tensor,
+        past: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the Perceiver reads, `[B, T, P, C]`, and the past to go on from.
+
+        Args:
+            vectors: code vectors `[B, T, h, w, code_dim]`.
+            actions: `[B, T, action_dim]`, the action that led to each frame.
+            known: bool `[B, T]`, where there is one.
+            past: inputs of the frames before, for `token_time_kernel > 1`.
+            valid: bool `[B, T]`, frames that exist.
+        """
+        inputs, past = self.token_adapter(vectors, past, valid)
+        if self.action_adapter is not None:
+            of_actions = self.action_adapter(actions, known, vectors.shape[:2])
+            inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
+        return inputs, past
+
+    def context(self, latents: Tensor) -> Tensor:
+        """Contexts `[B, T, D]` of latents `[B, T, N, C]`: the mean of each frame's."""
+        return self.to_context(latents.mean(dim=2))
 
     def _action_known(self, batch: int, frames: int, state: PredictorState | None, valid: Tensor | None) -> Tensor:
         """Bool `[B, T]`: frames that another frame of their episode came before."""
@@ -181,23 +205,23 @@ class PerceiverTokenPredictor(nn.Module):
     def predict(
         self,
         contexts: Tensor,
+        last: Tensor,
         horizons: Tensor,
         actions: Tensor | None = None,
         condition: Tensor | None = None,
         visible: tuple[Tensor, Tensor] | None = None,
-        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Hidden vectors `[X, h * w, C]` of the frames `horizons` steps after the contexts.
 
         Args:
             contexts: `[X, D]`.
+            last: code vectors `[X, h, w, code_dim]` of the contexts' own frames, as their tokens are looked up.
             horizons: int64 `[X]`, 0 (the context's own frame) to `sequence_length`.
             actions: `[X, K, A]`, the actions after the context, in order; those past the horizon are masked.
             condition: `[X, condition_dim]`.
             visible: code vectors `[X, h, w, code_dim]` and bool `[X, h, w]` that is True where they are given.
-            grid: `(h, w)`; needed where nothing is visible.
         """
-        height, width = visible[0].shape[1:3] if visible else grid or self.token_adapter.mean.shape[:2]
+        height, width = last.shape[1:3]
         adapted = None
         if self.action_adapter is not None and actions is not None:
             actions = pad_actions(actions, self.action_adapter.action_dim, actions.shape[:2])
@@ -205,7 +229,8 @@ class PerceiverTokenPredictor(nn.Module):
         if visible is not None:
             visible = (self.token_adapter.standardize(visible[0]).flatten(1, 2), visible[1].flatten(1, 2))
         positions = self.token_adapter.positions(height, width)
-        return self.future(contexts, horizons, positions, adapted, condition, visible)
+        last = self.token_adapter.standardize(last).flatten(1, 2)
+        return self.future(contexts, last, horizons, positions, adapted, condition, visible)
 
     def forward(
         self,
@@ -246,12 +271,13 @@ class PerceiverTokenPredictor(nn.Module):
         past_actions = None if actions is None else actions[:, :num_context_frames]
         contexts, _ = self.encode(vectors[:, :num_context_frames], past_actions)
         horizons = torch.arange(1, future + 1, device=videos.device).repeat(batch)
+        last = self.tokenizer.quantizer.lookup(tokens[:, num_context_frames - 1])
         hidden = self.predict(
             contexts[:, -1].repeat_interleave(future, 0),
+            last.repeat_interleave(future, 0),
             horizons,
             None if actions is None else actions[:, num_context_frames:].repeat_interleave(future, 0),
             None if condition is None else condition.repeat_interleave(future, 0),
-            grid=(vectors.shape[2], vectors.shape[3]),
         )
         target = rearrange(tokens[:, num_context_frames:], "b t h w q -> (b t) (h w) q")
         logits = self.head(hidden, self.tokenizer.quantizer.partial_sums(target))

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODELS = {
     "perceiver_obs.hub",
+    "perceiver_obs.presets",
     "perceiver_obs.modules",
     "perceiver_obs.tokenizer",
     "perceiver_obs.generation",
@@ -21,13 +22,16 @@ MODELS = {
 MAY_IMPORT = {
     "perceiver_obs/hub.py": set(),
     "perceiver_obs/devices.py": set(),
+    "perceiver_obs/presets.py": set(),
     "perceiver_obs/modules": {"perceiver_obs.modules"},
     "perceiver_obs/tokenizer.py": {"perceiver_obs.modules", "perceiver_obs.hub"},
     "perceiver_obs/generation.py": {"perceiver_obs.modules", "perceiver_obs.predictor"},
     "perceiver_obs/predictor.py": {"perceiver_obs.modules", "perceiver_obs.tokenizer", "perceiver_obs.generation"},
     "perceiver_obs/causal_perceiver.py": MODELS,
+    "perceiver_obs/step_graph.py": MODELS | {"perceiver_obs.causal_perceiver"},
     "perceiver_obs/context_encoder.py": {
         "perceiver_obs.causal_perceiver",
+        "perceiver_obs.step_graph",
         "perceiver_obs.devices",
         "perceiver_obs.hub",
     },

@@ -107,7 +107,7 @@ def test_wrong_settings_files_are_named(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         parse_settings(Example, ["--settings", str(file)], "x")
-    with pytest.raises(ValueError, match="needs the path"):
+    with pytest.raises(ValueError, match="--settings needs a value"):
         parse_settings(Example, ["--settings"], "x")
     with pytest.raises(FileNotFoundError):
         parse_settings(Example, ["--settings", str(tmp_path / "none.json")], "x")

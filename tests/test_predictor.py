@@ -103,9 +103,9 @@ def test_maskgit_draws_again_what_is_not_kept():
     seen = []
     original = model.predictor.predict
 
-    def spy(context, horizons, actions, condition, visible, grid):
+    def spy(context, last, horizons, actions, condition, visible):
         seen.append(0 if visible is None else int(visible[1].sum()))
-        return original(context, horizons, actions, condition, visible, grid)
+        return original(context, last, horizons, actions, condition, visible)
 
     model.predictor.predict = spy
     model.generate(video(4, batch=1), 1, mode="maskgit", steps=6)
@@ -117,11 +117,22 @@ def test_maskgit_draws_again_what_is_not_kept():
 def test_what_is_visible_changes_the_prediction_of_the_rest():
     predictor = tiny_model().predictor
     context, one = torch.randn(1, 32), torch.ones(1, dtype=torch.long)
-    vectors, visible = torch.randn(1, 8, 8, 16), torch.zeros(1, 8, 8, dtype=torch.bool)
-    masked = predictor.predict(context, one, visible=(vectors, visible))
-    torch.testing.assert_close(masked, predictor.predict(context, one, grid=(8, 8)))
+    last, vectors = torch.randn(2, 1, 8, 8, 16)
+    visible = torch.zeros(1, 8, 8, dtype=torch.bool)
+    masked = predictor.predict(context, last, one, visible=(vectors, visible))
+    torch.testing.assert_close(masked, predictor.predict(context, last, one))
     visible[:, :4] = True
-    assert not torch.allclose(predictor.predict(context, one, visible=(vectors, visible))[:, 32:], masked[:, 32:])
+    assert not torch.allclose(predictor.predict(context, last, one, visible=(vectors, visible))[:, 32:], masked[:, 32:])
+
+
+def test_a_prediction_starts_from_the_last_frame():
+    predictor = tiny_model().predictor
+    context, one = torch.randn(1, 32), torch.ones(1, dtype=torch.long)
+    last = torch.randn(1, 8, 8, 16)
+    changed = last.clone()
+    changed[:, 3, 5] += 1
+    moved = (predictor.predict(context, changed, one) - predictor.predict(context, last, one)).norm(dim=-1)
+    assert moved.argmax() == 3 * 8 + 5
 
 
 def test_greedy_generation_is_repeatable_and_sampling_is_not():

@@ -92,7 +92,7 @@ def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):
     steps, psnr = curve(rows, "evaluation/psnr")
     assert steps == [20, 40, 60, 80]
     assert psnr[-1] > psnr[0] + 3
-    _, losses = curve(rows, "train/loss")
+    _, losses = curve(rows, "train/reconstruction_loss")
     assert losses[-1] < losses[0] / 3
     assert list((tmp_path / "tensorboard").iterdir())
     report = (tmp_path / "report.html").read_text()
@@ -161,11 +161,30 @@ def test_options_of_the_predictor_train(tiny_data, tiny_tokenizer, tmp_path, cha
     assert not any("network" in name or "blocks.0.conv" in name for name in model.state_dict())
 
 
-def test_3d_tokenizer_with_fsq_trains(tiny_data, tmp_path):
+@pytest.mark.parametrize("temporal_downsample", [False, True])
+def test_3d_tokenizer_with_fsq_trains(tiny_data, tmp_path, temporal_downsample):
     settings = tokenizer_settings(
-        tiny_data, tmp_path, steps=2, use_3d_conv=True, temporal_downsample=True, quantizer="fsq", foreground_weight=0.0
+        tiny_data,
+        tmp_path,
+        steps=2,
+        use_3d_conv=True,
+        temporal_downsample=temporal_downsample,
+        quantizer="fsq",
+        foreground_weight=0.0,
+        motion_weight=0.0 if temporal_downsample else 0.1,
     )
-    assert train_tokenizer(settings).temporal_downsample
+    tokenizer = train_tokenizer(settings)
+    assert tokenizer.temporal_downsample == temporal_downsample
+    if temporal_downsample:
+        with pytest.raises(ValueError, match="cannot learn motion: set motion_weight to 0"):
+            train_tokenizer(tokenizer_settings(tiny_data, tmp_path / "moving", temporal_downsample=True))
+
+
+def test_without_motion_short_episodes_are_enough(tmp_path):
+    data = write_dataset(tmp_path / "data", [5] * 4)
+    with pytest.raises(ValueError, match="no episode of 9 frames"):
+        train_tokenizer(tokenizer_settings(data, tmp_path / "run", steps=1))
+    train_tokenizer(tokenizer_settings(data, tmp_path / "run", steps=1, motion_weight=0.0))
 
 
 @given(step=st.integers(0, 999), warmup=st.integers(0, 500))

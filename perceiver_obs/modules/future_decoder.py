@@ -1,4 +1,4 @@
-"""From one context to a later frame: queries that see nothing of the past but the context."""
+"""From one context and its frame to a later frame: queries that see nothing else of the past."""
 
 import torch
 from einops import rearrange
@@ -10,7 +10,8 @@ from perceiver_obs.modules.perceiver import PerceiverDecoder
 class FutureDecoder(nn.Module):
     """One query for each position of a frame reads the context, the actions in between and a condition.
 
-    The context is expanded to `num_memory_vectors` vectors for the queries to attend to.
+    A query starts from the context's own frame at its position, so that looks need no foretelling and the context
+    is asked for what moves. It is expanded to `num_memory_vectors` vectors for the queries to attend to.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class FutureDecoder(nn.Module):
         self.horizon = nn.Embedding(max_horizon + 1, channels)
         self.mask_token = nn.Parameter(torch.randn(channels) * 0.02)
         self.visible_token = nn.Linear(code_dim, channels)
+        self.last_token = nn.Linear(code_dim, channels)
         self.decoder = PerceiverDecoder(channels, num_heads, num_layers, widening_factor, dropout)
 
     def forward(
         self,
         contexts: Tensor,
+        last: Tensor,
         horizons: Tensor,
         positions: Tensor,
         actions: Tensor | None = None,
@@ -48,6 +51,7 @@ class FutureDecoder(nn.Module):
 
         Args:
             contexts: `[X, context_dim]`.
+            last: standardised code vectors `[X, P, code_dim]` of the contexts' own frames.
             horizons: int64 `[X]`, 0 (the context's own frame) to `max_horizon`.
             positions: `[P, C]`, one for each query.
             actions: adapted actions `[X, K, C]` after the context, in order; those past the horizon are masked.
@@ -69,5 +73,5 @@ class FutureDecoder(nn.Module):
         queries = self.mask_token.expand(len(contexts), len(positions), -1)
         if visible is not None:
             queries = torch.where(visible[1][..., None], self.visible_token(visible[0]), queries)
-        queries = queries + positions + self.horizon(horizons)[:, None]
+        queries = queries + self.last_token(last) + positions + self.horizon(horizons)[:, None]
         return self.decoder(queries, torch.cat(memory, dim=1), torch.cat(known, dim=1))

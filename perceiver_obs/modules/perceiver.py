@@ -62,13 +62,27 @@ class CausalPerceiverEncoder(nn.Module):
             valid: bool `[B, T]`, frames that exist (without memory only). The latents of the others mean nothing.
             only: int64 `[A]`, frames to compute latents of, instead of all T.
         """
-        batch, frames, per_frame, _ = inputs.shape
-        # Binds what a token is to where it is: attention alone averages over the two separately.
-        inputs = inputs + self.input_mlp(inputs)
-        keys, values = self.cross_attention.keys_values(self.input_norm(inputs))
+        frames = inputs.shape[1]
+        keys, values = self.keys_values(inputs)
         if memory is not None:
             memory, keys, values, valid = memory.append(keys, values)
-        mask = self._mask(frames, keys.shape[1], None if valid is None else valid.to(inputs.device))
+        return self.attend(keys, values, frames, None if valid is None else valid.to(inputs.device), only), memory
+
+    def keys_values(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, T, P, C]` of inputs `[B, T, P, C]`, what a memory holds."""
+        # Binds what a token is to where it is: attention alone averages over the two separately.
+        inputs = inputs + self.input_mlp(inputs)
+        return self.cross_attention.keys_values(self.input_norm(inputs))
+
+    def attend(
+        self, keys: Tensor, values: Tensor, frames: int, valid: Tensor | None = None, only: Tensor | None = None
+    ) -> Tensor:
+        """Latents `[B, frames, N, C]` of the last `frames` of S frames, whose keys and values are `[B, S, P, C]`.
+
+        `valid` `[B, S]` marks those that exist; `only` is as in `forward`.
+        """
+        batch, total, per_frame, _ = keys.shape
+        mask = self._mask(frames, total, valid)
         if only is not None:
             mask, frames = mask[:, :, only], len(only)
         mask = mask[..., None].expand(*mask.shape, per_frame).flatten(-2)
@@ -76,7 +90,7 @@ class CausalPerceiverEncoder(nn.Module):
         attended = self.cross_attention(latents, keys.flatten(1, 2), values.flatten(1, 2), mask.flatten(2, 3))
         latents = latents + self.dropout(attended)
         latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
-        return self.norm(self.blocks(latents)).unflatten(0, (batch, frames)), memory
+        return self.norm(self.blocks(latents)).unflatten(0, (batch, frames))
 
     def _mask(self, frames: int, total: int, valid: Tensor | None) -> Tensor:
         """Attention bias `[1 or B, heads, T, N, S]` of the last T of S frames towards all of them."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualFSQ, ResidualVQ
 
@@ -81,7 +82,8 @@ class Quantizer(nn.Module):
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Vectors `[..., dim]` of tokens `[..., Q]`."""
-        return self.layers.get_output_from_indices(tokens.flatten(0, -2)[None])[0].unflatten(0, tokens.shape[:-1])
+        codes = F.embedding_bag(self._rows(tokens).flatten(0, -2), self.code_table().flatten(0, 1), mode="sum")
+        return self.layers.project_out(codes).unflatten(0, tokens.shape[:-1])
 
     def expected_vectors(self, probabilities: Tensor) -> Tensor:
         """Mean vectors `[..., dim]` under code probabilities `[..., Q, num_codes]`; differentiable."""
@@ -95,9 +97,12 @@ class Quantizer(nn.Module):
 
     def partial_sums(self, tokens: Tensor) -> Tensor:
         """What the codebooks before each one add up to: `[..., Q, inner_dim]` for tokens `[..., Q]`."""
-        codes = self.layers.get_codes_from_indices(tokens.flatten(0, -2)[None])[:, 0]
-        sums = codes.cumsum(0) - codes
-        return sums.movedim(0, -2).unflatten(0, tokens.shape[:-1])
+        codes = F.embedding(self._rows(tokens), self.code_table().flatten(0, 1))
+        return codes.cumsum(-2) - codes
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Where tokens `[..., Q]` lie in the flattened code table, several times faster than one book at a time."""
+        return tokens + self.num_codes * torch.arange(self.num_quantizers, device=tokens.device)
 
     def _run(self, vectors: Tensor, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
         options = {"freeze_codebook": not learn} if self.kind == "vq" else {}

@@ -192,8 +192,8 @@ class Adaptation:
         return self._codes[episode]
 
     def _fit_outlines(self, clips: RolloutClips, groups: Sequence[int]) -> None:
-        if self._objective.outlines is not None:
-            fit_outlines(self._objective.outlines, clips, groups, self.settings.seed)
+        if self._objective.of_outlines is not None:
+            fit_outlines(self._objective.of_outlines.outlines, clips, groups, self.settings.seed)
 
 
 def training_settings(model_directory: Path) -> TrainPredictorSettings | None:

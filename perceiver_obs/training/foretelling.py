@@ -23,18 +23,18 @@ def through_tokens(model: CausalPerceiverIO, episode: Episode, device: torch.dev
 
 @torch.inference_mode()
 def foretell(model: CausalPerceiverIO, episode: Episode, horizon: int, device: torch.device) -> Frames:
-    """Frames that contexts foretell: entry t, of `[T - horizon, H, W, C]`, is frame t + horizon as context t has it.
+    """Frames foretold: entry t, of `[T - horizon, H, W, C]`, is frame t + horizon as frame t and its context have it.
 
-    Each is foretold in one go, from its context and the actions taken in between, by the most likely tokens; no
-    prediction is fed back. Empty for episodes of no more than `horizon` frames.
+    Each is foretold in one go, with the actions taken in between, by the most likely tokens; no prediction is fed
+    back. Empty for episodes of no more than `horizon` frames.
 
     Raises ValueError for a horizon that the model does not reach.
     """
     check_horizon(model, horizon)
     predictor, tokenizer = model.predictor, model.tokenizer
     video, actions = _video(episode, device), _actions(model, episode, device)
-    contexts, grid = _raw_contexts(model, video, actions)
-    contexts = contexts[:-horizon]
+    contexts, last = _contexts_and_codes(model, video, actions)
+    contexts, last = contexts[:-horizon], last[:-horizon]
     if not len(contexts):
         return np.zeros((0, *episode.pixels.shape[1:]), np.uint8)
     between = None if actions is None else actions[0, 1:].unfold(0, horizon, 1).transpose(1, 2)
@@ -42,8 +42,8 @@ def foretell(model: CausalPerceiverIO, episode: Episode, horizon: int, device: t
     for start in range(0, len(contexts), FRAMES_AT_ONCE):
         rows = slice(start, start + FRAMES_AT_ONCE)
         horizons = torch.full((len(contexts[rows]),), horizon, device=device)
-        hidden = predictor.predict(contexts[rows], horizons, None if between is None else between[rows], grid=grid)
-        tokens.append(predictor.head.sample(hidden, tokenizer.quantizer, GREEDY)[0].unflatten(1, grid))
+        hidden = predictor.predict(contexts[rows], last[rows], horizons, None if between is None else between[rows])
+        tokens.append(predictor.head.sample(hidden, tokenizer.quantizer, GREEDY)[0].unflatten(1, last.shape[1:3]))
     vectors = tokenizer.quantizer.lookup(torch.cat(tokens)[None])
     return to_uint8(tokenizer.decode_vectors(vectors)[0])
 
@@ -55,10 +55,10 @@ def check_horizon(model: CausalPerceiverIO, horizon: int) -> None:
         raise ValueError(f"horizon must lie in 1 to {longest}, the model's sequence_length, got {horizon}")
 
 
-def _raw_contexts(model: CausalPerceiverIO, video: Tensor, actions: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-    """Contexts `[T, D]` as the predictor reads them, not normalised, and the grid of the tokens."""
+def _contexts_and_codes(model: CausalPerceiverIO, video: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Contexts `[T, D]` as the predictor reads them, not normalised, and looked-up codes `[T, h, w, code_dim]`."""
     past, state = None, model.predictor.init_state(1)
-    contexts = []
+    contexts, codes = [], []
     for start in range(0, video.shape[1], FRAMES_AT_ONCE):
         span = slice(start, start + FRAMES_AT_ONCE)
         vectors, past = model.tokenizer.stream_vectors(video[:, span], past)
@@ -66,7 +66,8 @@ def _raw_contexts(model: CausalPerceiverIO, video: Tensor, actions: Tensor | Non
         assert following is not None
         state = following
         contexts.append(raw[0])
-    return torch.cat(contexts), (vectors.shape[2], vectors.shape[3])
+        codes.append(model.tokenizer.quantize(vectors)[0][0])
+    return torch.cat(contexts), torch.cat(codes)
 
 
 def _video(episode: Episode, device: torch.device) -> Tensor:

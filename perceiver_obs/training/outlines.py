@@ -93,6 +93,54 @@ def fit_outlines(outlines: Outlines, clips: RolloutClips, groups: Sequence[int],
         outlines.fit(group, torch.from_numpy(frames).to(outlines.mean.device))
 
 
+class OutlineObjective(nn.Module):
+    """What contexts learn positions and motion from: to tell outlines, and to pick frames by them.
+
+    Args:
+        outlines: fitted to the data.
+        context_dim: width D of the contexts.
+        action_dim: width of the actions; None foretells without them.
+        tell: tell the outline of the frame, the change before and those after, up to the longest horizon.
+        pick: pick the frames to come from among all of the batch.
+        hidden: width of the heads' hidden layers.
+    """
+
+    def __init__(
+        self, outlines: Outlines, context_dim: int, action_dim: int | None, tell: bool, pick: bool, hidden: int = 512
+    ):
+        super().__init__()
+        self.outlines = outlines
+        self.max_horizon = outlines.change_scale.shape[1]
+        sizes = (context_dim, outlines.num_coefficients, self.max_horizon, action_dim, hidden)
+        self.head = OutlineHead(*sizes) if tell else None
+        self.contrast = OutlineContrast(*sizes) if pick else None
+
+    def forward(
+        self, contexts: Tensor, anchors: Tensor, frames: Tensor, groups: Tensor, actions: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Losses `outline` (squared error) and `contrastive` (cross-entropy), those that were asked for.
+
+        Args:
+            contexts: `[B, A, D]`, of frames `anchors`, int64 `[A]`.
+            frames: `[B, T, C, H, W]`; T exceeds every anchor by the longest horizon or more.
+            groups: int64 `[B]`, which of the outlines' groups each clip is of.
+            actions: `[B, T, action_dim]`, the action that led to each frame.
+        """
+        outlines, ahead = self.outlines(frames, groups), None
+        horizons = range(1, self.max_horizon + 1)
+        if actions is not None:
+            ahead = actions[:, anchors[:, None] + torch.tensor(horizons, device=anchors.device)]
+        losses = {}
+        if self.head is not None:
+            now, before = outlines[:, anchors], outlines[:, (anchors - 1).clamp_min(0)]
+            changes = [self.outlines.changes(now, outlines[:, anchors + k], groups, k) for k in horizons]
+            targets = torch.stack([now, self.outlines.changes(before, now, groups, 1), *changes], dim=2)
+            losses["outline"] = F.mse_loss(self.head(contexts, ahead), targets)
+        if self.contrast is not None:
+            losses["contrastive"] = self.contrast(contexts, anchors, outlines, ahead)
+        return losses
+
+
 class OutlineHead(nn.Module):
     """From a context to the outline of its frame, to the change that led there, and to the changes to come.
 

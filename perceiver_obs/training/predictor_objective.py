@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
-from perceiver_obs.training.outlines import OutlineContrast, OutlineHead, Outlines
-
-OUTLINE_HIDDEN = 512  # width of the heads on outlines
+from perceiver_obs.training.outlines import OutlineObjective, Outlines
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,10 @@ class PredictorObjective(nn.Module):
         if (weights.outline or weights.contrastive) and outlines is None:
             raise ValueError("the outline or the contrastive term has a weight, but there are no outlines")
         self.predictor = predictor
-        self.outlines = outlines
-        self.outline_head, self.contrast = None, None
+        self.of_outlines = None
         if outlines is not None:
-            sizes = (predictor.context_dim, outlines.num_coefficients, max(horizons), predictor.action_dim)
-            self.outline_head = OutlineHead(*sizes, OUTLINE_HIDDEN) if weights.outline else None
-            self.contrast = OutlineContrast(*sizes, OUTLINE_HIDDEN) if weights.contrastive else None
+            sizes = (predictor.context_dim, predictor.action_dim)
+            self.of_outlines = OutlineObjective(outlines, *sizes, weights.outline > 0, weights.contrastive > 0)
         self.weights = weights
         self.horizons = tuple(horizons)
         self.samples = samples
@@ -128,8 +124,10 @@ class PredictorObjective(nn.Module):
         read = None if torch.rand(()) < self.without_actions else actions
         contexts, _ = predictor.encode(inputs, read, only=anchors)
         parts: dict[str, Tensor] = {}
-        if self.outline_head is not None or self.contrast is not None:
-            parts |= self._outline_losses(contexts, anchors, actions, frames, groups)
+        if self.of_outlines is not None:
+            if frames is None or groups is None:
+                raise ValueError("outlines need frames and groups")
+            parts |= self.of_outlines(contexts, anchors, frames, groups, actions)
         if weights.cross_entropy or weights.regression or weights.perceptual:
             parts |= self._token_losses(contexts, anchors, vectors, tokens, codes, actions, frames)
         if weights.inverse_dynamics:
@@ -176,8 +174,9 @@ class PredictorObjective(nn.Module):
         return torch.randint(length - farthest, (self.samples,), device=device)
 
     def _horizons(self, count: int, device: torch.device) -> Tensor:
-        which = torch.randint(len(self.horizons), (count,), device=device)
-        return torch.tensor(self.horizons, device=device)[which]
+        """To foretell tokens over; their own frame's tokens are given to the queries anyway."""
+        ahead = torch.tensor([k for k in self.horizons if k] or self.horizons, device=device)
+        return ahead[torch.randint(len(ahead), (count,), device=device)]
 
     def _predict(
         self,
@@ -195,7 +194,9 @@ class PredictorObjective(nn.Module):
         shown = random_visible(len(row), vectors.shape[2:4], vectors.device)
         target = anchor + horizon
         return Prediction(
-            hidden=self.predictor.predict(contexts, horizon, ahead, None, (codes[row, target], shown)),
+            hidden=self.predictor.predict(
+                contexts, codes[row, anchor], horizon, ahead, None, (codes[row, target], shown)
+            ),
             target=tokens[row, target].flatten(1, 2),
             target_vectors=self.predictor.token_adapter.standardize(vectors[row, target]).flatten(1, 2),
             weights=(self._motion_weights(vectors)[row, target] * ~shown).flatten(1, 2),
@@ -217,32 +218,6 @@ class PredictorObjective(nn.Module):
         distance = self._perceptual[0]
         assert distance is not None
         return distance(self.predictor.decode_expected(logits[few], (grid[0], grid[1])), real)
-
-    def _outline_losses(
-        self,
-        contexts: Tensor,
-        anchors: Tensor,
-        actions: Tensor | None,
-        frames: Tensor | None,
-        groups: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Of the outline at each anchor, of the change before and of those after, up to the longest horizon."""
-        if frames is None or groups is None or self.outlines is None:
-            raise ValueError("outlines need frames and groups")
-        outlines, ahead = self.outlines(frames, groups), None
-        if actions is not None:
-            steps = torch.arange(1, max(self.horizons) + 1, device=anchors.device)
-            ahead = actions[:, anchors[:, None] + steps]
-        parts = {}
-        if self.outline_head is not None:
-            now, before = outlines[:, anchors], outlines[:, (anchors - 1).clamp_min(0)]
-            targets = [now, self.outlines.changes(before, now, groups, 1)]
-            for k in range(1, max(self.horizons) + 1):
-                targets.append(self.outlines.changes(now, outlines[:, anchors + k], groups, k))
-            parts["outline"] = F.mse_loss(self.outline_head(contexts, ahead), torch.stack(targets, dim=2))
-        if self.contrast is not None:
-            parts["contrastive"] = self.contrast(contexts, anchors, outlines, ahead)
-        return parts
 
     def _inverse_dynamics_loss(self, inputs: Tensor, actions: Tensor | None) -> Tensor:
         """Of contexts that did not read the actions: from those that did it would be no question."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perceiver_obs.presets import PRESETS, preset
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -76,27 +78,44 @@ class RunSettings:
 
 
 def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog: str) -> Settings:
-    """Settings from command line arguments. `--settings FILE.json` gives defaults that the others override."""
+    """Settings from command line arguments.
+
+    `--settings FILE.json` gives defaults that the others override, and so does `--preset NAME` where the settings
+    have fields of its (`perceiver_obs.presets`).
+    """
     import tyro
 
-    file, arguments = _take_settings_file(list(arguments))
+    file, arguments = _take_option("--settings", list(arguments))
+    name, arguments = _take_option("--preset", arguments)
     from_file = settings_arguments(settings_type, read_json(file)) if file else []
+    if name is not None:
+        from_file = [*_preset_arguments(settings_type, name), *from_file]
     unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]
     if arguments and not arguments[0].startswith("-"):
         arguments = [*unnamed, *arguments]
     description = f"{settings_type.__doc__}\n\n--settings FILE.json gives defaults that the options override."
+    if {"base_channels", "num_latents"} & {field.name for field in dataclasses.fields(settings_type)}:
+        description += f" So does --preset NAME, one of {', '.join(PRESETS)}."
     return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])
 
 
-def _take_settings_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
+def _take_option(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
     for place, argument in enumerate(arguments):
-        if argument.startswith("--settings="):
-            return Path(argument.removeprefix("--settings=")), arguments[:place] + arguments[place + 1 :]
-        if argument == "--settings":
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}="), arguments[:place] + arguments[place + 1 :]
+        if argument == flag:
             if place + 1 == len(arguments):
-                raise ValueError("--settings needs the path of a JSON file")
-            return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
+                raise ValueError(f"{flag} needs a value")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     return None, arguments
+
+
+def _preset_arguments(settings_type: type, name: str) -> list[str]:
+    known = {field.name for field in dataclasses.fields(settings_type)}
+    chosen = {size: value for size, value in preset(name).items() if size in known}
+    if not chosen:
+        raise ValueError("--preset is for train-tokenizer and train-predictor: nothing else here has sizes")
+    return settings_arguments(settings_type, chosen)
 
 
 def settings_arguments(settings_type: type, values: dict[str, Any]) -> list[str]:

@@ -13,6 +13,8 @@ from perceiver_obs.training.datasets import joint_contract, open_datasets, split
 from perceiver_obs.training.evaluation import used_share
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
+from perceiver_obs.training.motion import CLIP_LENGTH, HORIZON, MotionObjective
+from perceiver_obs.training.outlines import Outlines, fit_outlines, task_groups
 from perceiver_obs.training.report import save_section
 from perceiver_obs.training.run_directory import RunDirectory
 from perceiver_obs.training.settings import RunSettings, may_change
@@ -55,6 +57,12 @@ class TrainTokenizerSettings(RunSettings):
     """Weight of the loss that keeps code vectors near their codes."""
     diversity_weight: float = 0.01
     """Weight of the loss that asks for even code usage."""
+    motion_weight: float = 0.1
+    """Weight of telling outlines and how they change from code vectors, so that these hold motion. 0: none."""
+    contrastive_weight: float = 0.1
+    """Part of it that picking the right frame has."""
+    outline_order: int = 10
+    """Spatial frequencies of the outlines, in each direction."""
 
 
 def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
@@ -79,14 +87,24 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
 class TokenizerObjective(nn.Module):
     """The tokenizer's losses as one forward pass, which data-parallel training asks for."""
 
-    def __init__(self, tokenizer: VQPTTokenizer):
+    def __init__(self, tokenizer: VQPTTokenizer, motion: MotionObjective | None, settings: TrainTokenizerSettings):
         super().__init__()
         self.tokenizer = tokenizer
+        self.motion = motion
+        self.weight, self.contrastive_weight = settings.motion_weight, settings.contrastive_weight
 
-    def forward(self, frames: Tensor, pixel_weights: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, pixel_weights: Tensor | None = None, **moving: Tensor) -> dict[str, Tensor]:
+        """`loss` and its parts; `moving` are the arguments of `MotionObjective`."""
         output = self.tokenizer(frames, pixel_weights)
         names = ("loss", "reconstruction_loss", "commitment_loss", "diversity_loss", "perplexity")
-        return {name: getattr(output, name) for name in names}
+        parts = {name: getattr(output, name) for name in names}
+        if self.motion is not None:
+            motion = self.motion(**moving)
+            parts["loss"] = parts["loss"] + self.weight * (
+                motion["outline"] + self.contrastive_weight * motion["contrastive"]
+            )
+            parts |= motion
+        return parts
 
 
 class TokenizerStage(Stage):
@@ -114,7 +132,20 @@ class TokenizerStage(Stage):
             quantizer=settings.quantizer,
             stem_stride=settings.stem_stride,
         )
-        self.module = TokenizerObjective(self.tokenizer)
+        motion = None
+        if settings.motion_weight:
+            self.moving = RolloutClips(datasets, self.clips.episodes, CLIP_LENGTH)
+            motion = self._motion_objective()
+        self.module = TokenizerObjective(self.tokenizer, motion, settings)
+
+    def _motion_objective(self) -> MotionObjective:
+        settings = self.settings
+        tasks, self.groups = task_groups(self.moving.datasets)
+        size, channels = (self.moving.datasets[0].meta["frame_contract"][name] for name in ("size", "channels"))
+        outlines = Outlines(settings.outline_order, len(tasks), (channels, size, size), HORIZON)
+        fit_outlines(outlines, self.moving, self.groups, settings.seed)
+        grid = (size // settings.downsample,) * 2
+        return MotionObjective(self.tokenizer, grid, outlines, self.moving.action_dim)
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:
         places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)
@@ -123,6 +154,11 @@ class TokenizerStage(Stage):
         if self.settings.foreground_weight > 0:
             weights = 1 + self.settings.foreground_weight * self.clips.foreground(places, frames)
             batch["pixel_weights"] = torch.from_numpy((weights / weights.mean()).astype(np.float32))
+        if self.settings.motion_weight:
+            places = self.moving.index.draw(self.settings.batch_size, self.settings.seed, step, rank)
+            batch["clips"] = torch.from_numpy(self.moving.frames(places))
+            batch["actions"] = torch.from_numpy(self.moving.actions(places))
+            batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
         return batch
 
     def reconstruct_held_out(self, device: torch.device) -> HeldOutReconstruction:

@@ -10,7 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from perceiver_obs.context_encoder import ContextEncoder, ModelLike
+from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
 from perceiver_obs.wrappers.action_layout import ActionLayout
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
@@ -29,7 +29,7 @@ class PerceiverContextVectorWrapper(VectorWrapper):
 
     Args:
         env: a vector environment of uint8 frames `(H, W, C)`, alone or as one entry of a `Dict`.
-        model, device, keep_pixels, pixels_key: as for `PerceiverContextWrapper`.
+        model, device, backend, keep_pixels, pixels_key: as for `PerceiverContextWrapper`.
 
     Example:
         >>> import gymnasium as gym
@@ -49,12 +49,13 @@ class PerceiverContextVectorWrapper(VectorWrapper):
         model: ModelLike = "dmc-small",
         *,
         device: str = "auto",
+        backend: Backend = "torch",
         keep_pixels: bool = False,
         pixels_key: str | None = None,
     ) -> None:
         super().__init__(env)
         self.autoreset_mode = _autoreset_mode(env)
-        self.encoder = ContextEncoder(model, num_rows=env.num_envs, device=device)
+        self.encoder = ContextEncoder(model, num_rows=env.num_envs, device=device, backend=backend)
         self._layout = ObservationLayout.find(
             env.single_observation_space,
             self.encoder.frame_shape,

@@ -1,0 +1,198 @@
+"""A streaming step as one graph of arrays in and out, run by ONNX Runtime: the same contexts, sooner."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.modules.frame_memory import FrameMemory
+from perceiver_obs.predictor import PredictorState
+
+FORMAT_VERSION = 1  # of the graph
+EXTRA = "pip install 'perceiver-obs[onnx]'"
+
+
+@dataclass(frozen=True)
+class GraphState:
+    """What the steps so far left behind, in arrays with a row for each episode. A value, as `ContextState` is.
+
+    Attributes:
+        arrays: float32 `[B, ...]`.
+        seen: int64 `[B]`, frames since each row's episode began.
+    """
+
+    arrays: tuple[NDArray[np.float32], ...]
+    seen: NDArray[np.int64]
+
+    def reset(self, rows: Tensor) -> "GraphState":
+        """Begin a new episode in the rows where the bool mask `[B]` is True."""
+        mask = rows.numpy()
+        arrays = tuple(np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), np.float32(0), a) for a in self.arrays)
+        return GraphState(arrays, np.where(mask, 0, self.seen))
+
+    def select(self, rows: Tensor) -> "GraphState":
+        """The state of rows (int64 `[M]`) alone."""
+        chosen = rows.numpy()
+        return GraphState(tuple(a[chosen] for a in self.arrays), self.seen[chosen])
+
+    def replace(self, rows: Tensor, other: "GraphState") -> "GraphState":
+        """This state with rows (int64 `[M]`) taken from `other`, which holds M rows."""
+        return GraphState(
+            tuple(_put(mine, rows, theirs) for mine, theirs in zip(self.arrays, other.arrays)),
+            _put(self.seen, rows, other.seen),
+        )
+
+
+def _put(mine: NDArray, rows: Tensor, theirs: NDArray) -> NDArray:
+    result = mine.copy()
+    result[rows.numpy()] = theirs
+    return result
+
+
+class StepGraph(nn.Module):
+    """`CausalPerceiverIO.step` on plain tensors of fixed shapes, as exporters need it.
+
+    The keys and values of the last frames shift along, where `FrameMemory` writes them once into a log.
+
+    Attributes:
+        shapes: of the state's tensors, without their batch axis.
+    """
+
+    def __init__(self, model: CausalPerceiverIO):
+        super().__init__()
+        self.model = model
+        _, state = model.step(torch.zeros(1, *model.video_shape[1:], dtype=torch.uint8), model.init_state(1))
+        memory, adapter_past = state.predictor.memory, state.predictor.past
+        assert memory.log is not None
+        self.window, self.num_convolutions = memory.window, len(state.past or ())
+        self.has_adapter_past, self.has_recent = adapter_past is not None, state.recent.shape[1] > 0
+        ring = (self.window - 1, *memory.log.keys.shape[2:])
+        carried = [*(state.past or ()), *([adapter_past] if adapter_past is not None else [])]
+        recent = [tuple(state.recent.shape[1:])] if self.has_recent else []
+        self.shapes = [*(tuple(tensor.shape[1:]) for tensor in carried), ring, ring, *recent]
+
+    def forward(
+        self, frames: Tensor, actions: Tensor, known: Tensor, seen: Tensor, state: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The contexts `[B, context_dim]` of frames, and the state after them.
+
+        Args:
+            frames: uint8 `[B, C, H, W]`.
+            actions: `[B, action_dim]`, the action that led to each frame.
+            known: bool `[B]`, where there is one.
+            seen: int64 `[B]`, frames since each row's episode began.
+            state: of `shapes`.
+        """
+        model, predictor = self.model, self.model.predictor
+        waiting = iter(state)
+        past = [next(waiting) for _ in range(self.num_convolutions)]
+        adapter_past = next(waiting) if self.has_adapter_past else None
+        past_keys, past_values = next(waiting), next(waiting)
+        vectors, new_past = model.tokenizer.stream_vectors(frames[:, None], past or None)
+        inputs, adapter_past = predictor.inputs(vectors, actions[:, None], known[:, None], adapter_past)
+        keys, values = predictor.encoder.keys_values(inputs)
+        keys, values = torch.cat([past_keys, keys], dim=1), torch.cat([past_values, values], dim=1)
+        exists = torch.arange(self.window, device=seen.device) >= self.window - 1 - seen[:, None]
+        latents = predictor.encoder.attend(keys, values, 1, exists)
+        context = model.normalize(predictor.context(latents))
+        before = None
+        if self.has_recent:
+            counted = PredictorState(FrameMemory(self.window, seen))
+            before = ContextState(None, counted, next(waiting))
+        contexts, recent = model.over_timescales(context, before)
+        carried = [*new_past, *([adapter_past] if adapter_past is not None else []), keys[:, 1:], values[:, 1:]]
+        return contexts[:, 0], [*carried, *([recent] if self.has_recent else [])]
+
+
+class OnnxStep:
+    """Streaming steps of a model by ONNX Runtime on the CPU; contexts equal PyTorch's within 1e-4.
+
+    The graph is exported once (some seconds) and kept in `$XDG_CACHE_HOME/perceiver_obs`, by the weights and the
+    versions that made it. It uses as many threads as PyTorch has.
+
+    Args:
+        model: on the CPU, in eval mode.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+    """
+
+    def __init__(self, model: CausalPerceiverIO):
+        try:
+            import onnxruntime
+            import onnxscript  # noqa: F401  # the exporter asks for it, and late
+        except ImportError as error:
+            raise ImportError(f"backend 'onnx' needs {error.name}: {EXTRA}") from error
+        self._graph = StepGraph(model).eval()
+        self._action_dim = model.action_dim or 0
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+
+        def session(content: bytes) -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+        kept = _cache_directory() / f"{model.fingerprint}-{FORMAT_VERSION}-torch{version('torch')}.onnx"
+        try:
+            self._session = session(kept.read_bytes())
+        except Exception:  # not there, or damaged; ONNX Runtime's errors have no class of their own
+            content = self._export()
+            self._session = session(content)
+            with suppress(OSError):  # a cache that cannot be written is done without
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+                temporary.write_bytes(content)
+                os.replace(temporary, kept)
+        self._names = [given.name for given in self._session.get_inputs()]
+
+    def init_state(self, batch_size: int) -> GraphState:
+        """The state of `batch_size` episodes that have not begun."""
+        arrays = tuple(np.zeros((batch_size, *shape), np.float32) for shape in self._graph.shapes)
+        return GraphState(arrays, np.zeros(batch_size, np.int64))
+
+    def step(self, frames: Tensor, state: GraphState, actions: Tensor | None = None) -> tuple[Tensor, GraphState]:
+        """As `CausalPerceiverIO.step`, for uint8 frames `[B, C, H, W]`."""
+        led, known = np.zeros((len(frames), self._action_dim), np.float32), np.zeros(len(frames), bool)
+        if actions is not None:
+            led, known = pad_actions(actions, self._action_dim, frames.shape[:1]).numpy(), state.seen > 0
+        given = {"frames": frames.contiguous().numpy(), "actions": led, "known": known, "seen": state.seen}
+        given |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
+        contexts, *arrays = self._session.run(None, {name: given[name] for name in self._names})
+        return torch.from_numpy(contexts), GraphState(tuple(arrays), state.seen + 1)
+
+    def _export(self) -> bytes:
+        model, shapes, rows = self._graph.model, self._graph.shapes, 2
+        any_rows = {0: torch.export.Dim.DYNAMIC}
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                self._graph,
+                (
+                    torch.zeros(rows, *model.video_shape[1:], dtype=torch.uint8),
+                    torch.zeros(rows, self._action_dim),
+                    torch.ones(rows, dtype=torch.bool),
+                    torch.ones(rows, dtype=torch.long),
+                    [torch.zeros(rows, *shape) for shape in shapes],
+                ),
+                dynamo=True,
+                verbose=False,
+                input_names=["frames", "actions", "known", "seen", *(f"state_{n}" for n in range(len(shapes)))],
+                dynamic_shapes=(any_rows, any_rows, any_rows, any_rows, [any_rows] * len(shapes)),
+            )
+        assert program is not None
+        return program.model_proto.SerializeToString()
+
+
+def _cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"

@@ -1,0 +1,80 @@
+"""What a step may cost, in counts rather than times: operations launched, and what Python keeps."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from perceiver_obs import CausalPerceiverIO, ContextEncoder
+from perceiver_obs.step_graph import OnnxStep
+
+OPERATIONS = 86  # of one step of the bundled model: what it takes today; one that needs more has to be worth it
+GRAPH_NODES = 209
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts what reaches a kernel; views, which launch nothing, are left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def frames(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8)
+
+
+def operations(encoder: ContextEncoder) -> int:
+    pixels, actions = frames(encoder.num_rows), np.zeros((encoder.num_rows, 6), np.float32)
+    with CountOperations() as counter:
+        encoder.push(pixels, actions)
+    return counter.count
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return CausalPerceiverIO.from_pretrained("dmc-small")
+
+
+def test_operations_of_a_step_do_not_grow(bundled):
+    one, many = ContextEncoder(bundled, 1, "cpu"), ContextEncoder(bundled, 16, "cpu")
+    counts = [operations(one) for _ in range(200)]
+    assert max(counts) <= OPERATIONS
+    few = 3 * bundled.receptive_field  # until the memory's log was full and began anew
+    assert max(counts[few:]) == max(counts[:few])
+    assert max(operations(many) for _ in range(few)) == max(counts)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_python_keeps_nothing_of_a_step(bundled, backend):
+    encoder = ContextEncoder(bundled, 2, "cpu", backend)
+    pixels = frames(2)
+
+    def blocks_after(steps: int) -> int:
+        for _ in range(steps):
+            encoder.push(pixels)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    first = blocks_after(100)
+    assert blocks_after(600) - first < 100
+
+
+def test_a_graph_step_is_one_call_of_few_nodes(bundled, cache_directory):
+    import onnx
+
+    steps = OnnxStep(bundled)
+    calls = []
+    session = steps._session
+    steps._session = type("Counted", (), {"run": lambda _, *given: calls.append(1) or session.run(*given)})()
+    steps.step(torch.from_numpy(frames(1)).permute(0, 3, 1, 2), steps.init_state(1))
+    assert len(calls) == 1
+    (path,) = (cache_directory / "perceiver_obs").glob(f"{bundled.fingerprint}-*.onnx")
+    assert len(onnx.load(path).graph.node) <= GRAPH_NODES

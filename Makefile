@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test lint demo bench arena clean
+.PHONY: setup test lint demo bench presets soak fuzz kills arena clean
 
 setup: .venv/.ready gl
 
@@ -51,6 +51,19 @@ demo: setup
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/page.py
+
+# What the sizes of models cost and carry; half an hour on one core.
+presets: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets.py
+
+# What has to hold for long: a million steps, damaged files, and SIGKILLs. Figures in benchmarks/results/.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
+kills: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py
 
 # DMControl-100k for the bundled model and its baselines, 108 runs; goes on from what is there.
 arena: setup

@@ -101,13 +101,14 @@ class Results:
         content = read_json(path)
         if (content.get("suite"), content.get("format_version")) != (suite, FORMAT_VERSION):
             raise ValueError(f"{path} does not hold results of {suite} in format version {FORMAT_VERSION}")
-        changes = setting_changes(content.get("protocol", {}), empty.protocol, ())
+        try:
+            changes = setting_changes(content["protocol"], empty.protocol, ())
+            runs = tuple(RunResult(**run) for run in content["runs"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error!r}") from error
         if changes:
             raise ValueError(f"{path} holds results of another protocol ({changes}); choose another results file")
-        try:
-            return replace(empty, runs=tuple(RunResult(**run) for run in content["runs"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}") from error
+        return replace(empty, runs=runs)
 
 
 def find_runs(root: Path, protocol: Protocol) -> list[RunResult]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.vec_context import FramesSeen
+from envs.episode import DAMAGED
 from perceiver_obs.training.files import clear_disk_errors
 
 KEPT_FILE = "kept_episodes.npz"
@@ -72,11 +73,17 @@ class KeptEpisodes:
             np.savez(path, allow_pickle=False, **arrays)
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote, into an object that has kept nothing. Running episodes count as broken off."""
-        with np.load(path, allow_pickle=False) as archive:
-            for name in sorted(name.removesuffix("/pixels") for name in archive.files if name.endswith("/pixels")):
-                row = int(name.split("/")[0])
-                self._whole[row].append(KeptEpisode(archive[f"{name}/pixels"], archive[f"{name}/actions"]))
+        """Reads what `save` wrote, into an object that has kept nothing. Running episodes count as broken off.
+
+        Raises FileNotFoundError if there is no such file, ValueError if it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in sorted(name.removesuffix("/pixels") for name in archive.files if name.endswith("/pixels")):
+                    row = int(name.split("/")[0])
+                    self._whole[row].append(KeptEpisode(archive[f"{name}/pixels"], archive[f"{name}/actions"]))
+        except (ValueError, KeyError, IndexError, *DAMAGED) as error:
+            raise ValueError(f"{path} does not hold kept episodes: {error}") from error
 
     def _action(self, seen: FramesSeen, row: int) -> np.ndarray:
         return np.zeros(0, np.float32) if seen.actions is None else seen.actions[row].copy()

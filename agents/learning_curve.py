@@ -45,5 +45,11 @@ class LearningCurve:
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
-    """The points of a `curve.jsonl`, in order."""
-    return [CurvePoint(**json.loads(line)) for line in path.read_text().splitlines()]
+    """The points of a `curve.jsonl`, in order; ValueError if it is damaged."""
+    try:
+        points = [CurvePoint(**json.loads(line)) for line in path.read_text().splitlines()]
+        if not all(isinstance(point.steps, int) for point in points):
+            raise TypeError("steps must be whole numbers")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a learning curve: {error}") from error
+    return points

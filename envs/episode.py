@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 
 from envs.files import write_atomic
 
+# What zipfile raises for files that are no zip, cut short, of another version, encrypted, or of another content.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _MAX_TAG = 1024
+_MAX_HEADER = 4096  # bytes; ours take 128
 
 
 class RolloutError(ValueError):
@@ -155,7 +159,7 @@ def _check_arrays_file(file: Path, layout: Layout) -> int:
     try:
         with zipfile.ZipFile(file) as archive:
             headers = {name.removesuffix(".npy"): _header(archive.open(name)) for name in archive.namelist()}
-    except (zipfile.BadZipFile, EOFError, RolloutError) as error:
+    except (*DAMAGED, RolloutError) as error:
         raise RolloutError(f"{file.name} is cut short or damaged: {error}") from None
     steps = headers["actions"][0][0] if headers.get("actions", ((),))[0] else 0
     expected = {
@@ -175,8 +179,8 @@ def _check_arrays_file(file: Path, layout: Layout) -> int:
     for name, (shape, dtype) in expected.items():
         if headers[name] != (shape, np.dtype(dtype)):
             raise RolloutError(f"{name} in {file.name} should be {dtype} {shape}, is {_show(headers[name])}")
-    tag_dtype = headers["policy"][1]
-    if tag_dtype.kind != "U" or tag_dtype.itemsize > 4 * _MAX_TAG:
+    tag_shape, tag_dtype = headers["policy"]
+    if tag_shape != () or tag_dtype.kind != "U" or tag_dtype.itemsize > 4 * _MAX_TAG:
         raise RolloutError(f"policy in {file.name} should be a short text, is {_show(headers['policy'])}")
     return steps
 
@@ -201,23 +205,32 @@ def _check_array(name: str, array: np.ndarray, shape: tuple, dtype: type) -> Non
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    start = stream.tell()
+    beginning = io.BytesIO(stream.read(_MAX_HEADER))  # a header may say of itself that it is gigabytes long
     try:
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(beginning)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        shape, _, dtype = read(beginning)
     except Exception as error:  # NumPy lets through whatever its parser meets, tokenizer errors among it
         raise RolloutError(f"no .npy header ({error})") from error
+    stream.seek(start + beginning.tell())
     return shape, dtype
 
 
 def _decompress(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     limit = math.prod(shape) + 4096  # frames and their header: a crafted file may not fill the memory
-    with open(file, "rb") as stream, _zstandard().ZstdDecompressor().stream_reader(stream) as reader:
-        data = io.BytesIO(reader.read(limit))
-    pixels = np.lib.format.read_array(data, allow_pickle=False)
-    if pixels.shape != shape or pixels.dtype != np.uint8:
-        raise RolloutError(f"{file.name} should hold uint8 {shape}, holds {pixels.dtype} {pixels.shape}")
-    return pixels
+    zstandard = _zstandard()
+    try:
+        with open(file, "rb") as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
+            data = io.BytesIO(reader.read(limit))
+    except zstandard.ZstdError as error:
+        raise RolloutError(f"{file.name} is cut short or damaged: {error}") from None
+    found = _header(data)
+    if found != (shape, np.dtype(np.uint8)):
+        raise RolloutError(f"{file.name} should hold uint8 {shape}, holds {_show(found)}")
+    if len(frames := data.read()) != math.prod(shape):
+        raise RolloutError(f"{file.name} holds {len(frames)} bytes of frames, should hold {math.prod(shape)}")
+    return np.frombuffer(frames, np.uint8).reshape(shape)
 
 
 def _zstandard():

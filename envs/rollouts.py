@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from envs.episode import (
+    DAMAGED,
     Episode,
     Layout,
     RolloutError,
@@ -82,7 +83,7 @@ class RolloutDataset(Sequence[Episode]):
             if index not in self._arrays:
                 self._arrays[index] = read_arrays(self.path / "episodes", index)
             return read_episode(self.path / "episodes", index, self._layout, self._arrays[index])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, *DAMAGED) as error:
             raise RolloutError(f"episode {index} of {self.path} cannot be read: {error}") from error
 
     def __iter__(self) -> Iterator[Episode]:

@@ -210,7 +210,10 @@ def training_settings(model_directory: Path) -> TrainPredictorSettings | None:
     known = {field.name for field in fields(TrainPredictorSettings)}
     values = {name: value for name, value in read_json(path).items() if name in known}
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return TrainPredictorSettings(**{**values, **lists})
+    try:
+        return TrainPredictorSettings(**{**values, **lists})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold settings of train-predictor: {error}") from error
 
 
 @contextmanager

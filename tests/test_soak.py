@@ -1,0 +1,14 @@
+"""The short form of `make soak`."""
+
+import pytest
+from soaking import soak
+from tiny_models import tiny_model
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
+def test_a_long_stream_stays_exact_and_leaks_nothing(backend, tolerance):
+    found = soak(tiny_model(action_dim=2), rows=4, pushes=1500, backend=backend, reset_chance=0.02, check_chance=0.05)
+    assert found.resets > 50
+    assert found.checks > 40
+    assert found.largest_difference < tolerance
+    assert found.memory_mb[-1] < found.memory_mb[5] + 20

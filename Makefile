@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test lint demo bench presets soak fuzz kills arena clean
+.PHONY: setup test lint demo docs bench presets soak fuzz kills arena clean
 
 setup: .venv/.ready gl
 
@@ -47,6 +47,10 @@ demo: setup
 	$(OBS) watch walker-walk --model $(DEMO)/model --policy $(DEMO)/policy --data $(DEMO)/data --out $(DEMO)/watch.gif
 	$(OBS) report --out $(DEMO)
 	@echo "Look at $(DEMO)/report.html and $(DEMO)/watch.gif"
+
+# The documentation, into build/site.
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py

@@ -1,0 +1,37 @@
+"""The documentation builds without a broken link, and its snippets run as they stand."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_readme import SMALL
+
+from perceiver_obs.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+SMALLER = {**SMALL, "collect": "--episodes 8 --max-steps 20 --workers 1"}
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_every_link_leads_somewhere(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ContextEncoder" in (tmp_path / "site" / "reference" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_snippets_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in snippets(page, "python"):
+        exec(compile(code, str(page), "exec"), {"__name__": "docs"})
+    for line in "".join(snippets(page, "bash")).splitlines():
+        name, *options = shlex.split(line)[1:]
+        assert main([name, *options, *shlex.split(SMALLER[name])]) == 0, line

@@ -63,7 +63,7 @@ class ContextEncoder:
             raise ValueError(f"backend 'onnx' computes on the CPU, got device {str(device)!r}")
         self.backend = backend
         self.num_rows = num_rows
-        self._take(frozen_model(model, self.device))
+        self._take(frozen_model(model, self.device), keep_graph=not isinstance(model, CausalPerceiverIO))
 
     def adopt(self, model: CausalPerceiverIO) -> None:
         """Go on with a frozen copy of another model that differs in its weights alone; all rows begin anew.
@@ -73,7 +73,7 @@ class ContextEncoder:
         """
         if model.config() != self.model.config():
             raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
-        self._take(frozen_model(model, self.device))
+        self._take(frozen_model(model, self.device), keep_graph=False)
 
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
@@ -112,9 +112,9 @@ class ContextEncoder:
             return np.zeros((0, self.context_dim), np.float32)
         return self._step(frames, actions, self._state.select(indices))[0]
 
-    def _take(self, model: CausalPerceiverIO) -> None:
+    def _take(self, model: CausalPerceiverIO, keep_graph: bool) -> None:
         self.model = model
-        self._steps: Any = OnnxStep(model) if self.backend == "onnx" else model
+        self._steps: Any = OnnxStep(model, keep_graph) if self.backend == "onnx" else model
         _, channels, height, width = model.video_shape
         self.frame_shape = (height, width, channels)
         self.context_dim = model.context_dim

@@ -118,17 +118,18 @@ class StepGraph(nn.Module):
 class OnnxStep:
     """Streaming steps of a model by ONNX Runtime on the CPU; contexts equal PyTorch's within 1e-4.
 
-    The graph is exported once (some seconds) and kept in `$XDG_CACHE_HOME/perceiver_obs`, by the weights and the
-    versions that made it. It uses as many threads as PyTorch has.
+    The graph is exported once (some seconds) and kept in `$XDG_CACHE_HOME/perceiver_obs` (or `~/.cache`), by the
+    weights and the versions that made it. It uses as many threads as PyTorch has.
 
     Args:
         model: on the CPU, in eval mode.
+        keep: whether to keep the graph; not for models that go on changing.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
 
-    def __init__(self, model: CausalPerceiverIO):
+    def __init__(self, model: CausalPerceiverIO, keep: bool = True):
         try:
             import onnxruntime
             import onnxscript  # noqa: F401  # the exporter asks for it, and late
@@ -148,11 +149,8 @@ class OnnxStep:
         except Exception:  # not there, or damaged; ONNX Runtime's errors have no class of their own
             content = self._export()
             self._session = session(content)
-            with suppress(OSError):  # a cache that cannot be written is done without
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-                temporary.write_bytes(content)
-                os.replace(temporary, kept)
+            if keep:
+                _write(kept, content)
         self._names = [given.name for given in self._session.get_inputs()]
 
     def init_state(self, batch_size: int) -> GraphState:
@@ -196,3 +194,12 @@ class OnnxStep:
 
 def _cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all; a cache that cannot be written is done without."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)

@@ -23,13 +23,21 @@ def offline(history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return MODEL.extract_context(video, actions)[0, -1].numpy()
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """`MODEL` in a directory, so that its graph is exported once."""
+    path = tmp_path_factory.mktemp("model")
+    MODEL.save_pretrained(path)
+    return path
+
+
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_any_sequence_of_calls_equals_the_offline_contexts(backend, tolerance, data):
+def test_any_sequence_of_calls_equals_the_offline_contexts(saved, backend, tolerance, data):
     """Pushes of all or some rows, peeks and resets in any order, against a history kept by hand."""
     rows = data.draw(st.integers(1, 4), label="rows")
-    encoder = ContextEncoder(MODEL, rows, "cpu", backend)
+    encoder = ContextEncoder(saved, rows, "cpu", backend)
     history = [[] for _ in range(rows)]
     subsets = st.lists(st.integers(0, rows - 1), unique=True, max_size=rows)
     for number in range(data.draw(st.integers(1, 12), label="calls")):

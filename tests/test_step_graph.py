@@ -77,7 +77,7 @@ def test_a_damaged_graph_is_made_anew(kept_graph):
     model, path = kept_graph
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    ContextEncoder(model, backend="onnx").push(np.zeros((1, 64, 64, 3), np.uint8))
+    assert OnnxStep(model).init_state(1).seen.tolist() == [0]
     assert path.read_bytes()[:100] == whole[:100]
     assert len(path.read_bytes()) == len(whole)
 
@@ -85,8 +85,21 @@ def test_a_damaged_graph_is_made_anew(kept_graph):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    encoder = ContextEncoder(tiny_model(), backend="onnx")
+    tiny_model().save_pretrained(tmp_path / "model")
+    encoder = ContextEncoder(tmp_path / "model", backend="onnx")
     assert encoder.push(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 32)
+
+
+def test_graphs_of_models_that_may_change_are_not_kept(cache_directory):
+    model = tiny_model(seed=3)
+    encoder = ContextEncoder(model, backend="onnx")
+    other = tiny_model(seed=4)
+    encoder.adopt(other)
+    for each in (model, other):
+        assert not list((cache_directory / "perceiver_obs").glob(f"{each.fingerprint}-*"))
+    frame = np.full((1, 64, 64, 3), 9, np.uint8)
+    expected = other.extract_context(torch.from_numpy(frame).permute(0, 3, 1, 2)[None])[0].numpy()
+    np.testing.assert_allclose(encoder.push(frame), expected, atol=1e-4, rtol=0)
 
 
 def test_what_cannot_be_is_said(kept_graph, monkeypatch):

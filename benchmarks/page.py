@@ -45,7 +45,8 @@ def picture(timings: dict) -> bytes:
         median, (low, high) = timings[name]["median_ms"], timings[name]["quartiles_ms"]
         color = COLORS[0] if name.startswith("small") else COLORS[5]
         axes.barh(place, median, color=color, xerr=[[max(0, median - low)], [max(0, high - median)]], ecolor="black")
-        axes.text(high * 1.1, place, f"{median:.3g} ms", va="center", fontsize=9)
+        label = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+        axes.text(high * 1.1, place, f"{label} ms", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [ONE_ROW[name] for name in rows])
     axes.set_xscale("log")
     axes.set_xlim(right=axes.get_xlim()[1] * 3)

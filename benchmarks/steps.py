@@ -85,6 +85,8 @@ def nature_cnn() -> nn.Module:
 class RecordedFrames(VecEnv):
     """Rows that show the same frames again and again, at no cost of their own."""
 
+    render_mode = None
+
     def __init__(self, rows: int):
         frames = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
         super().__init__(rows, frames, gym.spaces.Box(-1, 1, (6,), np.float32))

@@ -162,18 +162,17 @@ def test_a_worker_that_ends_badly_is_replaced_and_its_episode_played_again(
 
 def test_a_worker_killed_from_outside_is_replaced(tmp_path, caplog):
     result = {}
-    chosen = settings(tmp_path, episodes=2, max_steps=200)
+    chosen = settings(tmp_path, episodes=4, max_steps=100, workers=1)
     thread = threading.Thread(target=lambda: result.update(data=collect(chosen, progress=False)))
     thread.start()
-    workers = []
-    while not workers:
-        children = psutil.Process().children()
-        workers = [child for child in children if "envs.worker" in child.cmdline()]
-    time.sleep(0.5)
-    workers[0].kill()
+    while not list(tmp_path.rglob("*.npz")):  # by then it has started, which it may not fail at
+        assert thread.is_alive()
+        time.sleep(0.01)
+    (worker,) = [child for child in psutil.Process().children() if "envs.worker" in child.cmdline()]
+    worker.kill()
     thread.join()
-    assert len(result["data"]) == 2
-    assert [message for message in caplog.messages if f"(pid {workers[0].pid})" in message and "SIGKILL" in message]
+    assert len(result["data"]) == 4
+    assert [message for message in caplog.messages if f"(pid {worker.pid})" in message and "SIGKILL" in message]
 
 
 def test_episodes_that_always_fail_are_named_and_the_others_are_there(tmp_path):

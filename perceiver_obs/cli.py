@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else USAGE_ERROR
+    if not sys.stderr.isatty():  # in a log file a progress bar draws itself once in ten seconds
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     name, *options = arguments
     if name not in JOBS:
         print(f"perceiver-obs: unknown command {name!r}\n\n{usage()}", file=sys.stderr)

@@ -30,7 +30,7 @@ class ContextEncoder:
         model: a bundled name, a directory, a hub id, or a model.
         num_rows: rows N of the batch.
         device: "auto" takes a GPU where there is one, the CPU otherwise; or a torch device.
-        backend: what computes the steps: "torch", or "onnx" for ONNX Runtime on the CPU, several times as fast for
+        backend: what computes the steps: "torch", or "onnx" for ONNX Runtime on the CPU, about three times as fast for
             few rows and equal within 1e-4 (`pip install 'perceiver-obs[onnx]'`).
 
     Attributes:

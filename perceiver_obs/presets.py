@@ -2,46 +2,29 @@
 
 from typing import Any
 
+# What `dmc-small` is, and the trainings' defaults.
+_SMALL: dict[str, Any] = dict(
+    sequence_length=6,
+    downsample=8,
+    stem_stride=4,
+    base_channels=24,
+    use_3d_conv=False,
+    code_dim=32,
+    num_codes=256,
+    num_quantizers=4,
+    inputs_per_frame=8,
+    token_time_kernel=1,
+    num_latents=8,
+    num_latent_channels=128,
+    num_cross_attention_heads=4,
+    num_self_attention_layers=1,
+    widening_factor=2,
+    num_decoder_layers=1,
+    dropout=0.0,
+)
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        sequence_length=6,
-        downsample=8,
-        stem_stride=4,
-        base_channels=16,
-        use_3d_conv=False,
-        code_dim=16,
-        num_codes=256,
-        num_quantizers=4,
-        inputs_per_frame=4,
-        token_time_kernel=1,
-        num_latents=4,
-        num_latent_channels=64,
-        num_cross_attention_heads=4,
-        num_self_attention_layers=1,
-        widening_factor=2,
-        num_decoder_layers=1,
-        dropout=0.0,
-    ),
-    # What `dmc-small` is, and the trainings' defaults.
-    "small": dict(
-        sequence_length=6,
-        downsample=8,
-        stem_stride=4,
-        base_channels=24,
-        use_3d_conv=False,
-        code_dim=32,
-        num_codes=256,
-        num_quantizers=4,
-        inputs_per_frame=8,
-        token_time_kernel=1,
-        num_latents=8,
-        num_latent_channels=128,
-        num_cross_attention_heads=4,
-        num_self_attention_layers=1,
-        widening_factor=2,
-        num_decoder_layers=1,
-        dropout=0.0,
-    ),
+    "tiny": _SMALL | dict(base_channels=16, code_dim=16, inputs_per_frame=4, num_latents=4, num_latent_channels=64),
+    "small": _SMALL,
     # The size that has been published for world models of this kind; for a GPU.
     "base": dict(
         sequence_length=16,

@@ -1,9 +1,5 @@
 """`AdaptContext`: after the Perceiver has learned, everything that holds contexts holds those of the new one."""
 
-import copy
-import json
-import shutil
-from dataclasses import replace
 from functools import partial
 
 import gymnasium as gym
@@ -13,27 +9,16 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
-from tiny_data import SIZE
-from tiny_models import tiny_model
+from tiny_models import SIZE, offline_contexts, small_frames_model, tiny_model
 
-import agents.adapt_context
 from agents import (
     AdaptContext,
-    EvaluateSettings,
-    TrainPolicySettings,
     VecPerceiverContext,
-    WrongPerceiver,
-    evaluate,
-    train_policy,
 )
 from agents.kept_episodes import KeptEpisodes
-from agents.learning_curve import LearningCurve
-from agents.policy_files import PolicyRecord
 from envs import make_dmc
 from envs.rollouts import RolloutDataset
-from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.training.adaptation import Adaptation, training_settings
-from perceiver_obs.training.data_record import write_data_record
+from perceiver_obs.training.adaptation import Adaptation
 from perceiver_obs.training.train_predictor import TrainPredictorSettings
 
 pytest_plugins = ("tiny_data",)
@@ -44,10 +29,6 @@ TOLERANCE = 1e-5
 
 def make_short(length: int) -> gym.Env:
     return TimeLimit(make_dmc("cartpole-swingup", size=SIZE, render_quality="fast"), length)
-
-
-def small_model(action_dim: int | None = 1, **changes) -> CausalPerceiverIO:
-    return tiny_model(action_dim, **{"video_shape": (4, 3, SIZE, SIZE), **changes})
 
 
 class Recorder(VecEnvWrapper):
@@ -88,18 +69,11 @@ def callback(tmp_path, **changes):
     return AdaptContext(**(arguments | changes))
 
 
-def offline(model, frames, actions):
-    """`extract_context` of an episode so far, `[T + 1, D]`."""
-    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None]
-    led = torch.from_numpy(np.stack([np.zeros_like(np.stack(actions)[0]), *actions]))[None] if actions else None
-    return model.extract_context(video, led if model.action_dim else None)[0].numpy()
-
-
 def assert_contexts_of(model, policy, recorder, steps):
     """Replay buffer and last observation hold what `model` gives for the recorded episodes."""
     buffer = policy.replay_buffer
     for row, episodes in enumerate(recorder.rows):
-        contexts = [offline(model, frames, actions) for frames, actions in episodes]
+        contexts = [offline_contexts(model, frames, actions) for frames, actions in episodes]
         before = np.concatenate([each[:-1] for each in contexts])
         after = np.concatenate([each[1:] for each in contexts])
         assert len(before) == steps
@@ -121,7 +95,7 @@ def assert_contexts_of(model, policy, recorder, steps):
 )
 def test_all_contexts_are_those_of_the_adapted_perceiver(tiny_data, tmp_path, num_envs, buffer_size, cls, changes):
     """Episodes end before, at and after adaptations; the last of these lies in the midst of one."""
-    model = small_model(**changes)
+    model = small_frames_model(**changes)
     venv, recorder = make_venv(model, num_envs)
     policy = make_policy(VecMonitor(venv), cls, buffer_size=buffer_size)
     adapt = callback(tmp_path, data=[tiny_data], every=20 * num_envs)
@@ -131,7 +105,10 @@ def test_all_contexts_are_those_of_the_adapted_perceiver(tiny_data, tmp_path, nu
     new = venv.encoder.model
     assert venv.encoder.fingerprint == adapt.perceiver.fingerprint != model.fingerprint
     frames, actions = recorder.rows[0][0]
-    assert np.abs(offline(new, frames, actions) - offline(model, frames, actions)).max() > 100 * TOLERANCE
+    assert (
+        np.abs(offline_contexts(new, frames, actions) - offline_contexts(model, frames, actions)).max()
+        > 100 * TOLERANCE
+    )
     assert_contexts_of(new, policy, recorder, steps=45)
     venv.close()
 
@@ -140,11 +117,11 @@ def learner(data, token_cache, model=None, **changes):
     """An adaptation of which only the given arguments differ."""
     settings = TrainPredictorSettings(outline_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)
     arguments = {"task": "cartpole-swingup", "online_share": 0.5, "device": torch.device("cpu")}
-    return Adaptation(model or small_model(), data, settings, token_cache=token_cache, **(arguments | changes))
+    return Adaptation(model or small_frames_model(), data, settings, token_cache=token_cache, **(arguments | changes))
 
 
 def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_path, monkeypatch):
-    model = small_model()
+    model = small_frames_model()
     model.set_context_statistics(torch.full((32,), 0.1), torch.full((32,), 0.5))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     adaptation = learner([], tmp_path, model)
@@ -152,9 +129,9 @@ def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_pat
     phases, train = [], Adaptation._train
 
     def note(self, online, steps):
-        before = self.model.fingerprint, offline(self.model, episodes[0].pixels, list(episodes[0].actions))
+        before = self.model.fingerprint, offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
         losses = train(self, online, steps)
-        after = self.model.fingerprint, offline(self.model, episodes[0].pixels, list(episodes[0].actions))
+        after = self.model.fingerprint, offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
         phases.append((before[0] == after[0], np.array_equal(before[1], after[1])))
         return losses
 
@@ -182,7 +159,7 @@ def test_the_result_depends_on_data_and_seed_and_leaves_other_random_numbers_alo
     episodes = RolloutDataset(tiny_data)[:]
 
     def fingerprint(online, **changes):
-        model = small_model()
+        model = small_frames_model()
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
@@ -199,8 +176,8 @@ def test_the_result_depends_on_data_and_seed_and_leaves_other_random_numbers_alo
 
 
 def test_followers_and_the_logger_hear_of_it(tmp_path):
-    venv, _ = make_venv(small_model())
-    other, _ = make_venv(small_model())
+    venv, _ = make_venv(small_frames_model())
+    other, _ = make_venv(small_frames_model())
     policy = make_policy(venv)
     adapt = callback(tmp_path, followers=[VecMonitor(other)], every=10)
     policy.learn(11, adapt)
@@ -215,7 +192,7 @@ def test_followers_and_the_logger_hear_of_it(tmp_path):
 
 def test_none_comes_at_the_end_and_a_second_call_goes_on(tmp_path):
     """Also where the environment is reset in between, in the midst of an episode."""
-    venv, recorder = make_venv(small_model())
+    venv, recorder = make_venv(small_frames_model())
     policy = make_policy(venv)
     adapt = callback(tmp_path, every=10)
     policy.learn(10, adapt)
@@ -233,7 +210,7 @@ def test_none_comes_at_the_end_and_a_second_call_goes_on(tmp_path):
 
 
 def test_frames_survive_saving_and_loading(tmp_path):
-    venv, recorder = make_venv(small_model(), num_envs=2)
+    venv, recorder = make_venv(small_frames_model(), num_envs=2)
     venv.reset()
     kept = KeptEpisodes(2, 1)
     kept.begin(venv.seen)
@@ -272,7 +249,7 @@ def refused(message, make, tmp_path, **changes):
 
 
 def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
-    venv, recorder = make_venv(small_model())
+    venv, recorder = make_venv(small_frames_model())
     frames = recorder.venv
     refused("replay buffer such as SAC, got PPO", lambda: PPO("MlpPolicy", venv, n_steps=4, batch_size=4), tmp_path)
     refused("VecNormalize lies around", lambda: make_policy(VecNormalize(venv)), tmp_path)
@@ -281,7 +258,7 @@ def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
     larger = DummyVecEnv([partial(make_dmc, "cartpole-swingup", render_quality="fast")])
     pixels = VecPerceiverContext(larger, tiny_model(), keep_pixels=True)
     refused("contexts alone", lambda: SAC("MultiInputPolicy", pixels, buffer_size=10), tmp_path)
-    blind = VecPerceiverContext(DummyVecEnv([lambda: Blind(make_short(9))]), small_model())
+    blind = VecPerceiverContext(DummyVecEnv([lambda: Blind(make_short(9))]), small_frames_model())
     refused("cannot read those of", lambda: make_policy(blind), tmp_path)
     lean = {"replay_buffer_kwargs": {"handle_timeout_termination": False}, "optimize_memory_usage": True}
     refused("optimize_memory_usage", lambda: make_policy(venv, **lean), tmp_path)
@@ -304,137 +281,3 @@ def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
         AdaptContext(data="runs/data")
     for each in (venv, blind, large):
         each.close()
-
-
-REPEAT = 50  # cartpole's episodes of 1000 control steps take 20 agent steps
-
-
-def run_settings(data, out, model, **changes):
-    """A run of 60 agent steps: adaptations after 24 and 48, evaluations after 30 and 60."""
-    settings = TrainPolicySettings(
-        task="cartpole-swingup",
-        model=str(model),
-        action_repeat=REPEAT,
-        render_quality="fast",
-        size=SIZE,
-        device="cpu",
-        total_frames=60 * REPEAT,
-        eval_every=30 * REPEAT,
-        eval_episodes=1,
-        out=out,
-        learning_starts=8,
-        batch_size=8,
-        net_arch=(16,),
-        adapt_every=24 * REPEAT,
-        adapt_steps=2,
-        adapt_learning_rate=1e-2,
-        adapt_data=(str(data), str(data)),  # named twice, counted once
-        progress_bar=False,
-    )
-    return replace(settings, **changes)
-
-
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory):
-    """The directory of a model that tells how it was trained, and that it was trained on nothing."""
-    path = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(path)
-    write_data_record(path, [])
-    training = {"clip_length": 7, "outline_weight": 0.5, "horizons": [0, 1], "forgotten": 3, "data": ["gone"]}
-    (path / "settings.json").write_text(json.dumps(training))
-    return path
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny_data, saved_model, tmp_path_factory):
-    """The settings of a run that has ended."""
-    settings = run_settings(tiny_data, tmp_path_factory.mktemp("runs") / "unbroken", saved_model)
-    train_policy(settings)
-    return settings
-
-
-def test_a_run_leaves_its_perceiver_and_the_budget(unbroken, tiny_data, saved_model, tmp_path):
-    record = PolicyRecord.load(unbroken.out)
-    perceiver = CausalPerceiverIO.from_pretrained(unbroken.out / "perceiver")
-    before = CausalPerceiverIO.from_pretrained(saved_model)
-    assert record.fingerprint == perceiver.fingerprint != before.fingerprint
-    offline = RolloutDataset(tiny_data)
-    steps = sum(offline.lengths) - len(offline)
-    assert record.adaptation == {
-        "began_with": before.fingerprint,
-        "adaptations": 2,
-        "gradient_steps": 3 * 2,
-        "online_frames": 60 * REPEAT,
-        "frames": f"{2 * steps:,} offline + 3,000 online; all frames that the policy met are also trained on",
-    }
-    assert [entry["fingerprint"] for entry in record.offline_data] == [offline.fingerprint]
-    result = evaluate(EvaluateSettings(policy=unbroken.out, episodes=1, device="cpu", out=tmp_path / "e.json"))
-    assert result.fingerprint == perceiver.fingerprint
-    with pytest.raises(WrongPerceiver, match=f"fingerprint {before.fingerprint}"):
-        evaluate(EvaluateSettings(policy=unbroken.out, model=str(saved_model), device="cpu"))
-    assert training_settings(saved_model).horizons == (0, 1)
-    assert training_settings(tmp_path) is None
-
-
-def test_a_killed_run_goes_on_adapting(unbroken, tmp_path, monkeypatch):
-    """Killed after the first adaptation, whose Perceiver it must go on from; the lost steps are played anew."""
-    settings = replace(unbroken, out=tmp_path / "run")
-    append = LearningCurve.append
-
-    def killed_at_the_second(curve, point):
-        append(curve, point)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LearningCurve, "append", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train_policy(settings)
-    monkeypatch.undo()
-    learned, encoded = [], []
-    learn, reencode = Adaptation.learn, agents.adapt_context.reencode_buffer
-
-    def listen(self, episodes, steps):
-        learned.append((self.steps, [episode.steps for episode in episodes], copy.deepcopy(self.model)))
-        return learn(self, episodes, steps)
-
-    def look(buffer, rows, model, device):
-        encoded.append((learned[-1][2], buffer.observations[: buffer.pos, 0].copy(), rows[0]))
-        reencode(buffer, rows, model, device)
-        encoded.append((model, buffer.observations[: buffer.pos, 0].copy(), rows[0]))
-
-    monkeypatch.setattr(Adaptation, "learn", listen)
-    monkeypatch.setattr(agents.adapt_context, "reencode_buffer", look)
-    train_policy(settings)
-    ((done, lengths, resumed),) = learned
-    assert done == 4
-    assert lengths == [20, 9, 18], "the step whose transition the checkpoint lacks is gone, and its episode broken off"
-    assert resumed.fingerprint != PolicyRecord.load(settings.out).began_with
-    assert encoded[1][0].fingerprint != resumed.fingerprint
-    for model, observations, episodes in encoded:
-        expected = [offline(model, episode.pixels, list(episode.actions))[:-1] for episode in episodes]
-        np.testing.assert_allclose(observations, np.concatenate(expected), atol=TOLERANCE)
-    assert PolicyRecord.load(settings.out).adaptation["adaptations"] == 2
-
-
-def test_a_checkpoint_without_its_frames_is_refused(unbroken, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(unbroken.out, out)
-    (out / "checkpoints" / "step-60" / "kept_episodes.npz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"kept_episodes\.npz is missing: the run cannot go on adapting"):
-        train_policy(replace(unbroken, out=out, total_frames=70 * REPEAT))
-    assert (out / "policy.zip").exists()
-    evaluate(EvaluateSettings(policy=out, episodes=1, device="cpu"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"adapt_every": 0}, "adapt_every must be 1 or more, got 0"),
-        ({"observation": "state"}, "needs the observation \"context\", got 'state'"),
-        ({"algorithm": "PPO"}, "replay buffer such as SAC, got PPO"),
-        ({"adapt_data": ("nowhere",)}, "no rollout dataset at nowhere"),
-    ],
-)
-def test_settings_that_cannot_work_are_named(tiny_data, saved_model, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        train_policy(run_settings(tiny_data, tmp_path, saved_model, **changes))
-    assert not list(tmp_path.iterdir())

@@ -179,6 +179,16 @@ def test_resuming_with_other_settings_names_the_setting(tiny_data, tiny_tokenize
         train_tokenizer(changed)
 
 
+def test_a_finished_run_goes_on_when_its_steps_are_raised(tiny_data, tmp_path):
+    train_tokenizer(tokenizer_settings(tiny_data, tmp_path, steps=2))
+    train_tokenizer(tokenizer_settings(tiny_data, tmp_path, steps=5))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5]
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors").step == 5
+    assert json.loads((tmp_path / "settings.json").read_text())["steps"] == 5
+    assert json.loads((tmp_path / "section.json").read_text())["facts"]["steps"] == "5"
+
+
 def test_resuming_on_other_data_or_tokenizer_is_refused(tiny_data, tiny_tokenizer, tmp_path):
     grown = write_dataset(tmp_path / "data", [10, 10], size=32)
     train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))

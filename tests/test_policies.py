@@ -11,7 +11,7 @@ import torch
 import tyro
 from stable_baselines3.common.save_util import load_from_pkl
 from tiny_models import tiny_model
-from tiny_runs import kill_at_second_evaluation
+from tiny_runs import REPEAT, kill_at_second_evaluation, policy_settings
 
 from agents import (
     EvaluateSettings,
@@ -27,8 +27,6 @@ from agents.learning_curve import read_curve
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, PerceiverContextWrapper
 
-REPEAT = 50  # cartpole's episodes of 1000 control steps take 20 agent steps
-
 
 @pytest.fixture(scope="module")
 def perceiver(tmp_path_factory):
@@ -38,30 +36,10 @@ def perceiver(tmp_path_factory):
     return str(directory)
 
 
-def small(perceiver, out, **changes):
-    """Settings of a run of 48 agent steps with two evaluations of one episode."""
-    settings = TrainPolicySettings(
-        task="cartpole-swingup",
-        model=perceiver,
-        action_repeat=REPEAT,
-        render_quality="fast",
-        device="cpu",
-        total_frames=48 * REPEAT,
-        eval_every=24 * REPEAT,
-        eval_episodes=1,
-        out=out,
-        learning_starts=8,
-        batch_size=8,
-        net_arch=(16,),
-        progress_bar=False,
-    )
-    return replace(settings, **changes)
-
-
 @pytest.fixture(scope="module")
 def trained(perceiver, tmp_path_factory):
     """The settings of a finished run of SAC on contexts."""
-    settings = small(perceiver, tmp_path_factory.mktemp("trained"))
+    settings = policy_settings(perceiver, tmp_path_factory.mktemp("trained"))
     assert train_policy(settings) == settings.out / "policy.zip"
     return settings
 
@@ -109,7 +87,7 @@ def test_evaluation_is_that_of_the_policy_in_the_environment(trained, tmp_path):
 )
 def test_baselines_and_other_algorithms_share_the_harness(perceiver, tmp_path, observation, algorithm, hyperparameters):
     pytest.importorskip("sb3_contrib")
-    settings = small(
+    settings = policy_settings(
         perceiver,
         tmp_path,
         observation=observation,
@@ -161,7 +139,7 @@ def test_environments_side_by_side(perceiver):
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(perceiver, tmp_path, monkeypatch):
     """Killed after its second checkpoint was written, before the curve had that point."""
-    settings = small(perceiver, tmp_path)
+    settings = policy_settings(perceiver, tmp_path)
     kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_policy(settings)
@@ -224,7 +202,7 @@ def test_another_perceiver_is_refused(trained, tmp_path):
 )
 def test_settings_that_cannot_work_are_named(perceiver, tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        train_policy(small(perceiver, tmp_path, **changes))
+        train_policy(policy_settings(perceiver, tmp_path, **changes))
     assert not list(tmp_path.iterdir()), "the directory is free for the corrected settings"
 
 

@@ -16,6 +16,7 @@ from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 from envs.rollouts import RolloutDataset
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
+from perceiver_obs.training.checkpoint import load_checkpoint
 from perceiver_obs.training.data import leading_actions
 from perceiver_obs.training.loop import learning_rate, make_accelerator, make_optimizer
 from perceiver_obs.training.metrics import MetricsLog, curve, read_lines
@@ -28,6 +29,7 @@ pytest_plugins = ("tiny_data",)
 TWO_RANKS = """
 import json
 import sys
+from dataclasses import replace
 
 from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.loop import make_accelerator, train
@@ -36,13 +38,21 @@ from perceiver_obs.training.train_predictor import PredictorStage, TrainPredicto
 from perceiver_obs.training.train_tokenizer import TokenizerStage, TrainTokenizerSettings, train_tokenizer
 
 
-def run(settings, make_stage, job):
+def trained(settings, make_stage):
     accelerator = make_accelerator(settings)
     directory = RunDirectory(settings.out, settings)
     stage = make_stage(settings, directory, accelerator)
     before = state_digest(stage.module)
     train(stage, settings, directory, accelerator)
-    result = {"world": accelerator.num_processes, "before": before, "after": state_digest(stage.module)}
+    return accelerator, before, state_digest(stage.module)
+
+
+def run(settings, make_stage, job):
+    accelerator, before, after = trained(settings, make_stage)
+    stopped = replace(settings, out=settings.out + "-stopped")
+    trained(replace(stopped, max_minutes=1e-9), make_stage)
+    resumed = trained(stopped, make_stage)[2]
+    result = {"world": accelerator.num_processes, "before": before, "after": after, "resumed": resumed}
     with open(f"{settings.out}/rank{accelerator.process_index}.json", "w") as file:
         json.dump(result, file)
     accelerator.wait_for_everyone()
@@ -56,7 +66,7 @@ run(TrainPredictorSettings(**predictor), PredictorStage, train_predictor)
 """
 
 
-def test_two_processes_end_with_the_same_weights_and_codebooks(tiny_data, tmp_path):
+def test_two_processes_end_alike_and_go_on_alike_when_stopped(tiny_data, tmp_path):
     tokenizer = tokenizer_settings(tiny_data, tmp_path / "tokenizer", steps=5)
     predictor = predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "predictor", steps=4)
     (tmp_path / "train.py").write_text(TWO_RANKS)
@@ -75,6 +85,8 @@ def test_two_processes_end_with_the_same_weights_and_codebooks(tiny_data, tmp_pa
         assert first == second
         assert first["world"] == 2
         assert first["after"] != first["before"]
+        assert first["resumed"] == first["after"]
+        assert load_checkpoint(tmp_path / f"{run}-stopped" / "checkpoint.safetensors").step > 1
         assert (tmp_path / run / "report.html").exists()
     CausalPerceiverIO.from_pretrained(tmp_path / "predictor")
     encoded = list((tmp_path / "predictor" / "token_cache").rglob("*.tokens.npy"))

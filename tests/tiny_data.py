@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from tiny_models import SIZE
 from tiny_runs import predictor_settings, tokenizer_settings
 
 from envs.collect import CollectSettings, collect
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
-EPISODES, STEPS, SIZE = 6, 24, 32
+EPISODES, STEPS = 6, 24
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agents import TrainPolicySettings
 from agents.learning_curve import LearningCurve
 from envs.rollouts import RolloutWriter
 from perceiver_obs.training.train_predictor import TrainPredictorSettings
@@ -52,6 +53,29 @@ def predictor_settings(data: Path, tokenizer: Path, out: Path, **changes) -> Tra
         "device": "cpu",
     }
     return TrainPredictorSettings(**(arguments | changes))
+
+
+REPEAT = 50  # cartpole's episodes of 1000 control steps take 20 agent steps
+
+
+def policy_settings(model: Path | str, out: Path, **changes) -> TrainPolicySettings:
+    """Settings of a policy's run of 48 agent steps with two evaluations of one episode."""
+    arguments = {
+        "task": "cartpole-swingup",
+        "model": str(model),
+        "action_repeat": REPEAT,
+        "render_quality": "fast",
+        "device": "cpu",
+        "total_frames": 48 * REPEAT,
+        "eval_every": 24 * REPEAT,
+        "eval_episodes": 1,
+        "out": out,
+        "learning_starts": 8,
+        "batch_size": 8,
+        "net_arch": (16,),
+        "progress_bar": False,
+    }
+    return TrainPolicySettings(**(arguments | changes))
 
 
 def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False) -> Path:

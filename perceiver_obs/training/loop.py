@@ -2,7 +2,6 @@
 
 import math
 import random
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -112,12 +111,6 @@ def make_optimizer(module: nn.Module, settings: RunSettings) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
 
 
-def progress_bar(total: int, done: int, shown: bool) -> tqdm:
-    """A bar of steps; in a file rather than on a terminal it draws itself but once in ten seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=done, unit="step", disable=not shown, dynamic_ncols=True, mininterval=interval)
-
-
 def train(stage: Stage, settings: RunSettings, run: RunDirectory, accelerator: Accelerator) -> Outcome:
     """Trains from the last checkpoint, or from the start, to the last step or the time limit.
 
@@ -154,7 +147,8 @@ class _Training:
             if self.accelerator.is_main_process:
                 self.run.write_settings(settings)
                 log = stack.enter_context(closing(MetricsLog(self.run.metrics, self.run.tensorboard, self.step)))
-            bar = stack.enter_context(progress_bar(settings.steps, self.step, shown=log is not None))
+            bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=log is None, dynamic_ncols=True)
+            stack.enter_context(bar)
             request = stack.enter_context(StopRequest())
             stop = self._steps(log, bar, request)
         if stop:

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.outlines import OutlineObjective, Outlines
 
 HORIZON = 3  # steps ahead that outlines are foretold
 FRAMES_READ = 4
 FRAMES_TOLD = 3  # of each clip
-CLIP_LENGTH = FRAMES_READ - 1 + FRAMES_TOLD + HORIZON
+FRAMES_SEEN = FRAMES_READ - 1 + FRAMES_TOLD  # of each clip; the others are told alone
+CLIP_LENGTH = FRAMES_SEEN + HORIZON
 WIDTH, CONTEXT_DIM = 256, 128
 
 
@@ -21,20 +21,15 @@ class MotionObjective(nn.Module):
     of each frame's grid, and an MLP over those of four frames and their actions.
 
     Args:
-        tokenizer: whose encoder learns; it must keep the frame rate.
-        grid: `(h, w)` of its tokens.
+        vector_size: numbers in a frame's code vectors, `h * w * code_dim`.
         outlines: fitted to the data, with a longest horizon of `HORIZON`.
         action_dim: width of the actions.
     """
 
-    def __init__(self, tokenizer: VQPTTokenizer, grid: tuple[int, int], outlines: Outlines, action_dim: int):
+    def __init__(self, vector_size: int, outlines: Outlines, action_dim: int):
         super().__init__()
-        if tokenizer.temporal_downsample:
-            raise ValueError("a tokenizer with temporal_downsample cannot learn motion: set motion_weight to 0")
-        self.tokenizer = tokenizer
-        inputs = grid[0] * grid[1] * tokenizer.code_dim
-        self.norm = nn.BatchNorm1d(inputs, affine=False, track_running_stats=False)
-        self.read = nn.Linear(inputs, WIDTH)
+        self.norm = nn.BatchNorm1d(vector_size, affine=False, track_running_stats=False)
+        self.read = nn.Linear(vector_size, WIDTH)
         self.join = nn.Sequential(
             nn.Linear(FRAMES_READ * (WIDTH + action_dim), 2 * WIDTH),
             nn.GELU(),
@@ -43,18 +38,17 @@ class MotionObjective(nn.Module):
         )
         self.of_outlines = OutlineObjective(outlines, CONTEXT_DIM, action_dim, tell=True, pick=True)
 
-    def forward(self, clips: Tensor, actions: Tensor, groups: Tensor) -> dict[str, Tensor]:
+    def forward(self, vectors: Tensor, clips: Tensor, actions: Tensor, groups: Tensor) -> dict[str, Tensor]:
         """Losses `outline` and `contrastive` of clips.
 
         Args:
+            vectors: code vectors of the first `FRAMES_SEEN` frames, `[B, FRAMES_SEEN, h, w, code_dim]`.
             clips: frames `[B, CLIP_LENGTH, C, H, W]`.
             actions: `[B, CLIP_LENGTH, action_dim]`, the action that led to each frame.
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
         """
-        seen = CLIP_LENGTH - HORIZON
-        vectors = self.tokenizer.encode_vectors(clips[:, :seen]).flatten(2)
-        read = self.read(self.norm(vectors.flatten(0, 1))).unflatten(0, vectors.shape[:2])
-        read = torch.cat([read, actions[:, :seen]], dim=-1)
+        read = self.read(self.norm(vectors.flatten(2).flatten(0, 1))).unflatten(0, vectors.shape[:2])
+        read = torch.cat([read, actions[:, :FRAMES_SEEN]], dim=-1)
         windows = read.unfold(1, FRAMES_READ, 1).flatten(2)
-        anchors = torch.arange(FRAMES_READ - 1, seen, device=clips.device)
+        anchors = torch.arange(FRAMES_READ - 1, FRAMES_SEEN, device=clips.device)
         return self.of_outlines(self.join(windows), anchors, clips, groups, actions)

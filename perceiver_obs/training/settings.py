@@ -33,8 +33,9 @@ class RunSettings:
     """Rollout directories to learn from. Several are mixed in equal parts, whatever their sizes."""
     out: str = may_change("runs/training")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
-    steps: int = 10_000
-    """Optimiser steps of the whole run. The learning rate follows this number, not the clock."""
+    steps: int = may_change(10_000)
+    """Optimiser steps of the whole run. The learning rate follows this number, not the clock. Raise it to go on: the
+    learning rate rises again to where it stands in the longer run."""
     batch_size: int = 32
     """Clips per step and per process (two GPUs see twice as many)."""
     learning_rate: float = 3e-4

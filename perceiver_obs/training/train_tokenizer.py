@@ -13,7 +13,7 @@ from perceiver_obs.training.datasets import joint_contract, open_datasets, split
 from perceiver_obs.training.evaluation import used_share
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
-from perceiver_obs.training.motion import CLIP_LENGTH, HORIZON, MotionObjective
+from perceiver_obs.training.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
 from perceiver_obs.training.outlines import Outlines, fit_outlines, task_groups
 from perceiver_obs.training.report import save_section
 from perceiver_obs.training.run_directory import RunDirectory
@@ -64,6 +64,11 @@ class TrainTokenizerSettings(RunSettings):
     outline_order: int = 10
     """Spatial frequencies of the outlines, in each direction."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.motion_weight and self.temporal_downsample:
+            raise ValueError("a tokenizer with temporal_downsample cannot learn motion: set motion_weight to 0")
+
 
 def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
     """Trains, or goes on training, a tokenizer; saves it and a report in `settings.out` and returns it.
@@ -94,12 +99,13 @@ class TokenizerObjective(nn.Module):
         self.weight, self.contrastive_weight = settings.motion_weight, settings.contrastive_weight
 
     def forward(self, frames: Tensor, pixel_weights: Tensor | None = None, **moving: Tensor) -> dict[str, Tensor]:
-        """`loss` and its parts; `moving` are the arguments of `MotionObjective`."""
+        """`loss` and its parts; `moving` are the `clips`, `actions` and `groups` of `MotionObjective`."""
         output = self.tokenizer(frames, pixel_weights)
         names = ("loss", "reconstruction_loss", "commitment_loss", "diversity_loss", "perplexity")
         parts = {name: getattr(output, name) for name in names}
         if self.motion is not None:
-            motion = self.motion(**moving)
+            vectors = self.tokenizer.encode_vectors(moving["clips"][:, :FRAMES_SEEN])
+            motion = self.motion(vectors, **moving)
             parts["loss"] = parts["loss"] + self.weight * (
                 motion["outline"] + self.contrastive_weight * motion["contrastive"]
             )
@@ -144,8 +150,8 @@ class TokenizerStage(Stage):
         size, channels = (self.moving.datasets[0].meta["frame_contract"][name] for name in ("size", "channels"))
         outlines = Outlines(settings.outline_order, len(tasks), (channels, size, size), HORIZON)
         fit_outlines(outlines, self.moving, self.groups, settings.seed)
-        grid = (size // settings.downsample,) * 2
-        return MotionObjective(self.tokenizer, grid, outlines, self.moving.action_dim)
+        vector_size = (size // settings.downsample) ** 2 * settings.code_dim
+        return MotionObjective(vector_size, outlines, self.moving.action_dim)
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:
         places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)

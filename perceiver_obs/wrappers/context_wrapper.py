@@ -27,7 +27,7 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`. With a string, `env.spec`
             survives JSON and pickle; with an object it survives pickle only, and carries the weights.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
-        backend: `"torch"`, or `"onnx"` for several times the speed on a CPU; see `ContextEncoder`.
+        backend: `"torch"`, or `"onnx"`, about three times as fast on a CPU; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
         pixels_key: the key of the frame in a `Dict` observation that has several images.
 

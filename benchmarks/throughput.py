@@ -15,7 +15,7 @@ from measure import time_in_turns, write_results
 from agents.benchmark_suite import TASKS
 from envs import make_dmc
 from envs.collect import CollectSettings, collect
-from envs.pool import num_cores
+from envs.process_worker import num_cores
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.training.loop import Stage, make_accelerator, make_optimizer
 from perceiver_obs.training.run_directory import RunDirectory

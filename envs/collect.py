@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +13,8 @@ from tqdm import tqdm
 from envs.dmc import DmcEnv
 from envs.files import remove_temporaries
 from envs.policies import policy_parts
-from envs.pool import CollectionError, WorkerPool, num_cores
+from envs.pool import CollectionError, Messages, Worker, WorkerPool
+from envs.process_worker import ProcessWorker, num_cores, worker_variables
 from envs.rollouts import RolloutDataset, RolloutWriter, whole_episodes
 from envs.tasks import env_id
 
@@ -48,6 +51,9 @@ class CollectSettings:
     """Compress frames without loss (zstd): less disk, slower reading."""
     workers: int = 0
     """Worker processes; 0 for one on each core."""
+    ray: str | None = dataclasses.field(default=None, metadata={"alone": "auto"})
+    """Let workers be actors of the Ray cluster at this address, on all of its machines: "auto" (or nothing) for the
+    cluster that this machine belongs to, "local" for one of this machine's own. None: processes of this machine."""
     seed: int = 0
     """Seed of the dataset: it and an episode's number determine the episode."""
     stall_seconds: float = 120.0
@@ -87,18 +93,19 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
     steps = settings.max_steps or env.max_steps
     if steps is None:
         raise ValueError(f"episodes of {settings.task} never end by themselves: give max_steps")
-    RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
+    writer = RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
     env.close()
 
     out = Path(settings.out)
     remove_temporaries(out / "episodes")
     present = set(whole_episodes(out))
     missing = [index for index in range(settings.episodes) if index not in present]
-    workers = min(settings.workers or num_cores(), max(len(missing), 1))
-    pool = WorkerPool(dataclasses.asdict(settings), workers, settings.stall_seconds)
-    with tqdm(
-        total=len(missing) * (steps + 1), unit="frame", desc=f"collect {settings.task}", disable=not progress
-    ) as bar:
+    with ExitStack() as stack:
+        pool = stack.enter_context(_worker_pool(settings, writer, len(missing)))
+        bar = tqdm(
+            total=len(missing) * (steps + 1), unit="frame", desc=f"collect {settings.task}", disable=not progress
+        )
+        stack.enter_context(bar)
 
         def shorten(index: int, frames: int) -> None:
             bar.total -= steps + 1 - frames  # for episodes that the task ended early
@@ -111,6 +118,26 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
             f"the others are in {out}, and running again tries these once more.\n{reasons}"
         )
     return RolloutDataset(out)
+
+
+@contextmanager
+def _worker_pool(settings: CollectSettings, writer: RolloutWriter, episodes: int) -> Iterator[WorkerPool]:
+    if settings.ray is None:
+        workers = max(1, min(settings.workers or num_cores(), episodes))
+        variables = worker_variables(num_cores() // workers)
+
+        def start(number: int, messages: Messages) -> Worker:
+            return ProcessWorker(f"worker {number}", dataclasses.asdict(settings), variables, messages)
+
+        yield WorkerPool(start, workers, settings.stall_seconds)
+        return
+    from envs.ray_worker import RayWorker, ray_cluster
+
+    def start_on_ray(number: int, messages: Messages) -> Worker:
+        return RayWorker(f"worker {number}", settings, writer, messages)
+
+    with ray_cluster(settings.ray) as cores:
+        yield WorkerPool(start_on_ray, min(settings.workers or cores, max(episodes, 1)), settings.stall_seconds)
 
 
 def make_collection_env(settings: CollectSettings) -> DmcEnv:

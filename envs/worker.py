@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import numpy as np
@@ -28,6 +28,18 @@ from envs.policies import Policy, PolicyContext, make_policy
 from envs.rollouts import RolloutWriter
 
 _REPORT_SECONDS = 0.5
+
+
+def make_players(settings: CollectSettings) -> tuple[DmcEnv, Policy]:
+    """The environment and the policy that play the episodes of a dataset."""
+    env = make_collection_env(settings)
+    context = PolicyContext(
+        action_size=env.action_size,
+        frame_size=settings.size,
+        step_seconds=1 / env.metadata["render_fps"],
+        state_names=env.state_names,
+    )
+    return env, make_policy(settings.policy, context)
 
 
 def play_episode(
@@ -44,6 +56,18 @@ def play_episode(
     Args:
         on_frames: called every half second with the number of frames rendered since.
     """
+    episode = None
+    for count, whole in play_in_parts(env, policy, settings, index):
+        on_frames(count)
+        episode = whole
+    assert episode is not None
+    return episode
+
+
+def play_in_parts(
+    env: DmcEnv, policy: Policy, settings: CollectSettings, index: int
+) -> Iterator[tuple[int, Episode | None]]:
+    """`play_episode` that yields the frames rendered since, every half second, and in the end with the episode."""
     reset_seed, policy_seed = np.random.SeedSequence([settings.seed, index]).generate_state(2)
     tag = policy.begin(np.random.default_rng(policy_seed))
     frame, info = env.reset(seed=int(reset_seed), options={"random_init": settings.random_init})
@@ -60,10 +84,9 @@ def play_episode(
         rewards.append(reward)
         truncated = truncated or (not terminated and len(actions) == settings.max_steps)
         if time.monotonic() - reported_at > _REPORT_SECONDS:
-            on_frames(len(frames) - reported)
+            yield len(frames) - reported, None
             reported, reported_at = len(frames), time.monotonic()
-    on_frames(len(frames) - reported)
-    return Episode(
+    episode = Episode(
         pixels=np.stack(frames),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
@@ -73,6 +96,7 @@ def play_episode(
         policy=tag,
         states=np.stack(states) if settings.states else None,
     )
+    yield len(frames) - reported, episode
 
 
 def main() -> None:
@@ -81,14 +105,7 @@ def main() -> None:
     index = None
     try:
         settings = CollectSettings(**orders.get())
-        env = make_collection_env(settings)
-        context = PolicyContext(
-            action_size=env.action_size,
-            frame_size=settings.size,
-            step_seconds=1 / env.metadata["render_fps"],
-            state_names=env.state_names,
-        )
-        policy = make_policy(settings.policy, context)
+        env, policy = make_players(settings)
         writer = RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
         _reply(replies, ready=True)
         while True:

@@ -91,6 +91,9 @@ def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog
     from_file = settings_arguments(settings_type, read_json(file)) if file else []
     if name is not None:
         from_file = [*_preset_arguments(settings_type, name), *from_file]
+    for field in dataclasses.fields(settings_type):
+        if alone := field.metadata.get("alone"):
+            arguments = _give_value(f"--{field.name}", alone, arguments)
     unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]
     if arguments and not arguments[0].startswith("-"):
         arguments = [*unnamed, *arguments]
@@ -109,6 +112,14 @@ def _take_option(flag: str, arguments: list[str]) -> tuple[str | None, list[str]
                 raise ValueError(f"{flag} needs a value")
             return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     return None, arguments
+
+
+def _give_value(flag: str, value: str, arguments: list[str]) -> list[str]:
+    """The arguments in which a flag that stands alone has a value."""
+    for place, argument in enumerate(arguments):
+        if argument == flag and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
+            return [*arguments[: place + 1], value, *arguments[place + 1 :]]
+    return arguments
 
 
 def _preset_arguments(settings_type: type, name: str) -> list[str]:

@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test lint demo docs bench presets soak fuzz kills arena clean
+.PHONY: setup test lint demo docs bench presets soak fuzz kills rllib arena clean
 
 setup: .venv/.ready gl
 
@@ -48,6 +48,17 @@ demo: setup
 	$(OBS) report --out $(DEMO)
 	@echo "Look at $(DEMO)/report.html and $(DEMO)/watch.gif"
 
+# RLlib's example, and the tests of the wrappers with the Gymnasium that RLlib pins, in an environment of their own.
+RLLIB := .venv-rllib/bin
+rllib: setup .venv-rllib/.ready
+	$(RLLIB)/pytest -p no:cacheprovider tests/rllib_floor.py tests/test_context_wrapper.py tests/test_vector_wrapper.py \
+	  tests/test_vec_perceiver_context.py
+.venv-rllib/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-rllib
+	$(RLLIB)/pip install -qq torch==2.13.0
+	$(RLLIB)/pip install -qq -c <(grep -v ^gymnasium= constraints.txt) -e . 'ray[rllib]' hypothesis psutil pytest
+	touch $@
+
 # The documentation, into build/site.
 docs: setup
 	$(BIN)/mkdocs build --strict
@@ -74,4 +85,4 @@ arena: setup
 	OMP_NUM_THREADS=1 $(OBS) benchmark dmc100k
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-rllib build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,16 +1,21 @@
 """Other environments under the wrappers, and other libraries around them."""
 
+import re
+import shlex
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import AddRenderObservation, ResizeObservation
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import tiny_model
 
 from agents import VecPerceiverContext
 from envs import make_dmc
-from perceiver_obs import PerceiverContextVectorWrapper, PerceiverContextWrapper
+from perceiver_obs import CausalPerceiverIO, PerceiverContextVectorWrapper, PerceiverContextWrapper
 
 MODEL = tiny_model()
 
@@ -76,3 +81,19 @@ def test_gymnasiums_vector_wrappers_lie_under_and_around_ours():
     assert contexts.shape == (2, MODEL.context_dim)
     assert np.isfinite(contexts).all()
     venv.close()
+
+
+def test_the_hyperparameters_for_rl_zoo_train_a_policy_on_contexts(tmp_path, monkeypatch):
+    train = pytest.importorskip("rl_zoo3.train").train
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "rl-zoo.md"
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    (command,) = re.findall(r"^python -m rl_zoo3.train (.*)$", page.read_text(), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    Path("contexts.yml").write_text(yaml)
+    quick = ["-n", "140", "--eval-freq", "-1", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["train", *shlex.split(command), *quick])
+    train()
+    (saved,) = Path("logs").rglob("dmc-cartpole-swingup-v0.zip")
+    policy = SAC.load(saved, device="cpu")
+    assert policy.observation_space.shape == (CausalPerceiverIO.from_pretrained("dmc-small").context_dim,)
+    assert policy.num_timesteps == 140

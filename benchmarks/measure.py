@@ -13,6 +13,7 @@ import torch
 from agents.made_with import processor
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 
 Timing = dict[str, float | list[float]]
 

@@ -1,18 +1,17 @@
-"""Writes `docs/speed.md` and its picture from what the benchmarks left in `results/`; part of `make bench`."""
+"""Writes `docs/speed.md` with its picture, and `docs/scale.md`, from `results/`; part of `make bench`."""
 
 import io
 import json
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from measure import RESULTS
+from measure import DOCS, RESULTS
+from scale_page import write_scale_page
 
 from perceiver_obs.training.pictures import COLORS, DOTS_PER_INCH
 
-DOCS = Path(__file__).parent.parent / "docs"
 ONE_ROW = {
     "small, onnx": "small, ONNX Runtime",
     "small, torch": "small, PyTorch",
@@ -160,6 +159,7 @@ all tokens of all frames to come.
 """
     (DOCS / "speed.md").write_text(page)
     print(f"written to {DOCS / 'speed.md'}")
+    write_scale_page(steps, throughput)
 
 
 if __name__ == "__main__":

@@ -262,12 +262,13 @@ def main() -> None:
             / ms[f"env step with contexts, fast, {b}"],
         }
     alone, shell = ms[f"small, {ROWS} rows, the model alone"], ms[f"small, {ROWS} rows, VecPerceiverContext"]
+    held = {steps: held_memory(model, steps) for steps in (100, 10_000)}
     ratios |= {
         "small, window recomputed / streaming, torch": ms["small, window recomputed"] / ms["small, torch"],
         f"VecPerceiverContext / model alone, {ROWS} rows": shell / alone,
         "standard / fast env step": ms["env step, standard"] / ms["env step, fast"],
         "3 stacked frames / context, bytes in a replay buffer": stacked_bytes / context_bytes,
-        "state held at frame 10,000 / frame 100, bytes": held_memory(model, 10_000) / held_memory(model, 100),
+        "state held at frame 10,000 / frame 100, bytes": held[10_000] / held[100],
     }
     results = {
         "window": model.video_shape[0],
@@ -277,6 +278,7 @@ def main() -> None:
         "matmul_gigaflops_per_second": round(rate / 1e9, 1),
         "copy_gigabytes_per_second": round(speed / 1e9, 1),
         "floor_ms": {str(rows): round(floor, 3) for rows, floor in floors.items()},
+        "bytes_held_of_a_row": held[100],
         "python_bytes_left_by_1000_steps": python_growth(model),
         "timings": timings,
     }

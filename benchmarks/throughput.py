@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from measure import time_in_turns, write_results
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents.benchmark_suite import TASKS
 from envs import make_dmc
 from envs.collect import CollectSettings, collect
 from envs.process_worker import num_cores
+from envs.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.training.loop import Stage, make_accelerator, make_optimizer
+from perceiver_obs.training.motion import CLIP_LENGTH
 from perceiver_obs.training.run_directory import RunDirectory
 from perceiver_obs.training.settings import RunSettings
 from perceiver_obs.training.train_predictor import PredictorStage, TrainPredictorSettings
@@ -72,6 +75,25 @@ def training_step(stage: Stage, settings: RunSettings) -> Callable[[], object]:
     return step
 
 
+def gigaflop(step: Callable[[], object]) -> float:
+    """Of one step, forward and backward; two floating-point operations for a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return round(counter.get_total_flops() / 1e9, 1)
+
+
+def bytes_a_frame(path: Path, folder: Path) -> dict[str, float]:
+    """What a frame and its share of all else takes on disk, as it is and compressed."""
+    data = RolloutDataset(path)
+    writer = RolloutWriter(folder, data.meta, compress=True)
+    for number, episode in enumerate(data):
+        writer.write_episode(number, **vars(episode))
+    return {
+        name: round(sum(file.stat().st_size for file in (each / "episodes").iterdir()) / data.num_frames, 1)
+        for name, each in (("as it is", path), ("compressed", folder))
+    }
+
+
 def plain_step(model: CausalPerceiverIO, stage: PredictorStage, settings: TrainPredictorSettings) -> Callable:
     """A plain loop: frames through the tokenizer at every step, and all tokens of all frames to come predicted."""
     model.train()
@@ -111,14 +133,21 @@ def main() -> None:
         run = RunDirectory(predictor.out, predictor)
         stage = PredictorStage(predictor, run, make_accelerator(predictor))
         plain = CausalPerceiverIO(**stage.model.config())
-        training = time_in_turns(
-            {
-                "tokenizer": training_step(tokenizer_stage, tokenizer),
-                "predictor": training_step(stage, predictor),
-                "predictor, plain loop": plain_step(plain, stage, predictor),
-            },
-            rounds=20,
-        )
+        training_steps = {
+            "tokenizer": training_step(tokenizer_stage, tokenizer),
+            "predictor": training_step(stage, predictor),
+            "predictor, plain loop": plain_step(plain, stage, predictor),
+        }
+        frames_a_step = {
+            "tokenizer": tokenizer.batch_size * (tokenizer.clip_length + CLIP_LENGTH),
+            "predictor": predictor.batch_size * predictor.clip_length,
+        }
+        sizes = {
+            name: {"frames_a_step": frames, "gigaflop_a_step": gigaflop(training_steps[name])}
+            for name, frames in frames_a_step.items()
+        }
+        training = time_in_turns(training_steps, rounds=20)
+        stored = bytes_a_frame(Path(data[0]), Path(folder) / "compressed")
     train_ms = {name: float(timing["median_ms"]) for name, timing in training.items()}
     ratios = {
         **{f"standard / fast, {task}": ms[f"{task}, standard"] / ms[f"{task}, fast"] for task in TASKS},
@@ -132,6 +161,8 @@ def main() -> None:
         "frames_per_second_with_action_repeat_2": {name: round(1e3 / value, 1) for name, value in ms.items()},
         "collected_frames_per_second": {name: round(value, 1) for name, value in collected.items()},
         "training_steps": training,
+        "training": sizes,
+        "bytes_a_frame": stored,
         "clips_of_a_training_step": predictor.batch_size,
         "mean_of_fast_over_standard": round(float(np.mean([v for k, v in ratios.items() if "/ fast," in k])), 2),
     }

@@ -41,24 +41,6 @@ def test_commands_run_in_order(tmp_path, monkeypatch):
         assert main([name, *options, *shlex.split(SMALL[name])]) == 0, line
 
 
-def test_rl_zoo_snippet_constructs_the_wrapper():
-    import importlib
-
-    import yaml
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from envs import make_dmc
-
-    (entry,) = (yaml.safe_load(code)["walker-walk"]["vec_env_wrapper"] for code in snippets("yaml"))
-    ((path, arguments),) = entry[0].items()
-    module, name = path.rsplit(".", 1)
-    venv = getattr(importlib.import_module(module), name)(
-        DummyVecEnv([lambda: make_dmc("walker-walk", render_quality="fast")]), **arguments
-    )
-    assert venv.reset().shape == (1, venv.encoder.context_dim)
-    venv.close()
-
-
 def test_make_targets_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in re.findall(r"`?make (\w+)`?", README):

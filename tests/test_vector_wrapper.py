@@ -220,7 +220,7 @@ def test_what_it_refuses(vectors):
     with pytest.raises(ResetNeeded, match="reset_mask"):
         venv.reset(options={"reset_mask": np.array([True, False, True])})
     venv.reset(seed=SEED)
-    with pytest.raises(ValueError, match="reset_mask"):
+    with pytest.raises((ValueError, AssertionError), match="reset_mask"):  # the environment's: Gymnasium 1.2 asserts
         venv.reset(options={"reset_mask": np.array([True, False])})
     large = SyncVectorEnv([partial(make_dmc, "cartpole-swingup", size=84, render_quality="fast")])
     with pytest.raises(ValueError, match=r"\(64, 64, 3\).*\(84, 84, 3\)"):

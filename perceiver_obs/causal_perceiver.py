@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perceiver_obs.generation import GenerationMode
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.quantizer import QuantizerKind
+from perceiver_obs.modules.video import check_tensor
 from perceiver_obs.predictor import PerceiverTokenPredictor, PredictorState
 from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
@@ -347,6 +348,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             return
         if self.action_dim is None:
             raise ValueError("actions were given, but the model was built with action_dim=None")
+        check_tensor(actions, "actions")
         if actions.shape[:-1] != torch.Size(shape):
             raise ValueError(f"actions must have shape {[*shape, self.action_dim]}, got {list(actions.shape)}")
 

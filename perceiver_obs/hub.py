@@ -1,8 +1,11 @@
 """Saving and loading: a directory with `config.json` and `model.safetensors`, never pickle."""
 
+import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -119,7 +123,7 @@ def _read_config(path: Path, class_name: str) -> dict[str, Any]:
 def _build(cls: type, config: dict[str, Any], directory: Path, shapes: dict[str, tuple[int, ...]]) -> Any:
     """Build the model only if its tensors are those of the file: absurd sizes must not be allocated."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _at_most_parameters(10 * len(shapes)):
             sketch = cls(**config)
     except Exception as error:
         raise ValueError(f"{directory / CONFIG_FILE} does not describe a {cls.__name__}: {error}") from error
@@ -131,3 +135,19 @@ def _build(cls: type, config: dict[str, Any], directory: Path, shapes: dict[str,
             f"first {differing[0]!r} (file {shapes.get(differing[0])}, config {expected.get(differing[0])})"
         )
     return cls(**config)
+
+
+@contextmanager
+def _at_most_parameters(limit: int) -> Iterator[None]:
+    """Ends in a ValueError what would make more: absurd numbers of layers must not be waited for."""
+    made = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(made) > limit:
+            raise ValueError(f"it would have more than {limit} parameters")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.causal_conv import CausalDecoder, CausalEncoder, DoubleTime, HalveTime, Past
 from perceiver_obs.modules.quantizer import Quantizer, QuantizerKind, perplexity
-from perceiver_obs.modules.video import as_float_video
+from perceiver_obs.modules.video import as_float_video, check_tensor
 
 TIME_KERNEL = 3  # frames that a spatio-temporal convolution reads: this one and two before
 
@@ -230,9 +230,10 @@ class VQPTTokenizer(nn.Module, Pretrained):
         """Tokens with their codebook axis `[B, T, h, w, Q]`, checked."""
         rank = 4 if self.num_quantizers == 1 else 5
         shape = "[B, T, h, w]" if rank == 4 else f"[B, T, h, w, {self.num_quantizers}]"
+        check_tensor(tokens, "tokens")
         if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise ValueError(f"tokens must be integers, got {tokens.dtype}")
-        if tokens.ndim != rank or (rank == 5 and tokens.shape[-1] != self.num_quantizers):
+        if tokens.ndim != rank or 0 in tokens.shape[1:4] or (rank == 5 and tokens.shape[-1] != self.num_quantizers):
             raise ValueError(f"tokens must have shape {shape}, got {tuple(tokens.shape)}")
         tokens = tokens.long()
         if tokens.numel() and (tokens.min() < 0 or tokens.max() >= self.num_codes):

@@ -79,6 +79,8 @@ def edit_config(directory, **changes):
         (lambda d: edit_config(d, format_version=99), "format version 99, this version reads 1"),
         (lambda d: edit_config(d, **{"class": "VQPTTokenizer"}), "describes a VQPTTokenizer"),
         (lambda d: edit_config(d, num_latents=9), "does not fit its config.json"),
+        (lambda d: edit_config(d, num_self_attention_layers=10**12), r"more than \d+ parameters"),
+        (lambda d: edit_config(d, num_decoder_layers=10**12), r"more than \d+ parameters"),
         (lambda d: edit_config(d, surprise=1), "surprise"),
         (lambda d: edit_config(d, downsample="8"), "does not describe"),
         (lambda d: edit_config(d, num_latents=8000, num_latent_channels=8000, base_channels=8000), "does not"),

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from perceiver_obs.modules.causal_conv import CausalConv
+from perceiver_obs.modules.video import check_tensor
 
 
 def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
@@ -108,6 +109,7 @@ class ActionAdapter(nn.Module):
 
 def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tensor:
     """Check actions `[*shape, A]` with A <= action_dim and fill the missing dimensions with zeros."""
+    check_tensor(actions, "actions")
     if actions.shape[:-1] != torch.Size(shape) or actions.shape[-1] > action_dim:
         raise ValueError(
             f"actions must have shape {[*shape, action_dim]} (or a smaller last axis), got {tuple(actions.shape)}"

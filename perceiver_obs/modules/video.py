@@ -2,6 +2,14 @@
 
 from torch import Tensor, uint8
 
+LARGEST_FLOAT = 10.0  # decoded frames leave [0, 1] somewhat; pixels that nobody divided by 255 leave this
+
+
+def check_tensor(value: Tensor, name: str) -> None:
+    """Raises TypeError for whatever is no tensor, NumPy arrays among them."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
 
 def as_float_video(video: Tensor, channels: int, downsample: int, name: str = "video") -> Tensor:
     """Check a video `[B, T, C, H, W]` and convert it to float.
@@ -9,9 +17,11 @@ def as_float_video(video: Tensor, channels: int, downsample: int, name: str = "v
     uint8 is divided by 255; float passes as it is (nominally in [0, 1]).
 
     Raises:
+        TypeError: no tensor.
         ValueError: wrong rank, no frames, wrong channel count, a size that `downsample` does not divide,
-            a dtype that is neither uint8 nor floating, or values that are NaN or infinite.
+            a dtype that is neither uint8 nor floating, or values that are NaN, infinite or far outside of [0, 1].
     """
+    check_tensor(video, name)
     if video.ndim != 5:
         raise ValueError(f"{name} must have shape [B, T, C, H, W], got {video.ndim} axes: {tuple(video.shape)}")
     _, frames, got_channels, height, width = video.shape
@@ -29,4 +39,6 @@ def as_float_video(video: Tensor, channels: int, downsample: int, name: str = "v
         raise ValueError(f"{name} must be uint8 or floating point, got {video.dtype}")
     if not video.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values")
+    if video.numel() and video.abs().max() > LARGEST_FLOAT:
+        raise ValueError(f"{name} in floating point must lie in [0, 1], got values up to {float(video.abs().max()):g}")
     return video.contiguous().float()

@@ -211,3 +211,20 @@ def test_torn_model_is_named(line, tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes((line / "model" / "model.safetensors").read_bytes()[:-100])
     assert main(["probe", "--model", str(tmp_path), "--data", str(line / "data")]) == 2
     assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_a_read_only_directory_is_said_in_one_line(tiny_data, tmp_path, capsys):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a read-only disk")
+    task = ["--task", "cartpole-swingup"]
+    try:
+        for command in (
+            ["collect", *task, "--episodes", "1", "--max-steps", "3", "--workers", "1"],
+            ["train-tokenizer", "--data", str(tiny_data), "--steps", "1", "--device", "cpu"],
+            ["train-policy", *task, "--total-frames", "80", "--no-progress-bar"],
+        ):
+            assert main([*command, "--out", str(tmp_path / "out")]) == 2
+            assert capsys.readouterr().err.strip().splitlines()[-1].endswith(f"Read-only file system: '{tmp_path}/out'")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -35,7 +35,8 @@ lint: .venv/.ready
 # The whole line on walker-walk. Every command goes on from what is there, so `make demo` may be killed and run again.
 DEMO := runs/demo
 OBS := $(BIN)/perceiver-obs
-demo: export OMP_NUM_THREADS = 1  # two threads gain nothing here, and lose much where another program runs
+# One thread: two gain little here, and lose much where another program runs.
+demo: export OMP_NUM_THREADS = 1
 demo: setup
 	$(OBS) collect --task walker-walk --render-quality fast --random-init --episodes 60 --max-steps 200 --out $(DEMO)/data
 	$(OBS) train-tokenizer --data $(DEMO)/data --out $(DEMO)/tokenizer --steps 600 --max-minutes 3

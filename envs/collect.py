@@ -78,7 +78,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
 
     Args:
         settings: what to collect; those of a dataset already there must be the same (`episodes`, `workers`,
-            `compress` and `stall_seconds` may differ).
+            `compress`, `ray` and `stall_seconds` may differ).
         progress: show a progress bar with frames per second and the time left.
 
     Returns:

@@ -22,10 +22,12 @@ _BLAS_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_N
 def worker_variables(cores_each: int) -> dict[str, str]:
     """Environment variables for a worker that shares a machine with others.
 
-    Software rendering (llvmpipe) starts a thread on each core unless told otherwise; 0 is none of its own.
+    Software rendering (llvmpipe) starts a thread on each core unless told otherwise; 0 is none of its own. The import
+    path is the caller's, so that policies given as "module:Class" are found by workers too.
     """
     rendering = os.environ.get("LP_NUM_THREADS", str(cores_each) if cores_each > 1 else "0")
-    return {"LP_NUM_THREADS": rendering, **_BLAS_THREADS}
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {"LP_NUM_THREADS": rendering, "PYTHONPATH": path, **_BLAS_THREADS}
 
 
 def num_cores() -> int:
@@ -46,15 +48,13 @@ class ProcessWorker(Worker):
     def __init__(self, name: str, settings: dict[str, Any], variables: dict[str, str], messages: Messages):
         super().__init__(name)
         self._last_words: deque[str] = deque(maxlen=20)
-        # The caller's import path, so that policies given as "module:Class" are found by workers too.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process: Any = subprocess.Popen(
             [sys.executable, "-m", "envs.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **variables, "PYTHONPATH": path},
+            env={**os.environ, **variables},
         )
         self._orders: Any = self._process.stdin
         threading.Thread(target=self._listen, args=(self._process.stdout, messages), daemon=True).start()

@@ -6,13 +6,19 @@ as files or as "module:Class" have to be found there under the same name.
 """
 
 import contextlib
-import os
 import queue
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+except ImportError:
+    raise ImportError("collecting on Ray needs it: pip install 'perceiver-obs[ray]'") from None
 
 from envs.collect import CollectSettings
 from envs.pool import Messages, Worker
@@ -33,13 +39,8 @@ def ray_cluster(address: str) -> Iterator[int]:
             where one is.
 
     Raises:
-        ImportError: Ray is not installed.
         ConnectionError: there is no cluster.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("collecting on Ray needs it: pip install 'perceiver-obs[ray]'") from None
     host, separator, port = address.rpartition(":")
     if separator and port.isdecimal():  # where nothing answers Ray tries for many minutes
         try:
@@ -99,7 +100,7 @@ class RayWorker(Worker):
             self._say(ready=True)
             while (index := self._orders.get()) is not None:
                 for part in self._actor.play.remote(index):
-                    count, episode = _get(part)
+                    count, episode = ray.get(part)
                     self._say(rendered=count)
                 self._writer.write_episode(index, **vars(episode))
                 self._say(done=index, frames=len(episode.pixels))
@@ -110,29 +111,22 @@ class RayWorker(Worker):
             self._messages.put((self, None))
 
     def _start(self) -> None:
-        import ray
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
         self._place = placement_group([{"CPU": 1}])
         while not self._place.wait(_LOOK_SECONDS):  # all cores are taken: those of other workers, or a machine is lost
             self._say(rendered=0)
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._actor = (
             ray.remote(_Player)
             .options(
                 num_cpus=1,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._place),
-                runtime_env={"env_vars": {**worker_variables(cores_each=1), "PYTHONPATH": path}},
+                runtime_env={"env_vars": worker_variables(cores_each=1)},
             )
             .remote()
         )
-        self._node = f"node {_get(self._actor.node.remote())}"
-        _get(self._actor.prepare.remote(self._settings))
+        self._node = f"node {ray.get(self._actor.node.remote())}"
+        ray.get(self._actor.prepare.remote(self._settings))
 
     def _take_down(self, index: int | None, error: Exception) -> None:
-        from ray.exceptions import RayError, RayTaskError
-
         cause = error.cause if isinstance(error, RayTaskError) else error
         reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
         if isinstance(cause, RayError):  # the actor or its machine died: `end` may say already that we killed it
@@ -144,9 +138,6 @@ class RayWorker(Worker):
         self._messages.put((self, message))
 
     def _release(self) -> None:
-        import ray
-        from ray.util.placement_group import remove_placement_group
-
         with contextlib.suppress(Exception):  # what is gone is released
             ray.kill(self._actor)
         with contextlib.suppress(Exception):
@@ -157,8 +148,6 @@ class _Player:
     """The actor: plays episodes, and yields what `play_in_parts` does."""
 
     def node(self) -> str:
-        import ray
-
         return ray.get_runtime_context().get_node_id()
 
     def prepare(self, settings: CollectSettings) -> None:
@@ -167,9 +156,3 @@ class _Player:
 
     def play(self, index: int) -> Iterator[tuple[int, Any]]:
         yield from play_in_parts(self.env, self.policy, self.settings, index)
-
-
-def _get(reference: Any) -> Any:
-    import ray
-
-    return ray.get(reference)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -140,10 +141,10 @@ def _build(cls: type, config: dict[str, Any], directory: Path, shapes: dict[str,
 @contextmanager
 def _at_most_parameters(limit: int) -> Iterator[None]:
     """Ends in a ValueError what would make more: absurd numbers of layers must not be waited for."""
-    made = itertools.count(1)
+    made, here = itertools.count(1), threading.get_ident()  # the hook is for all threads
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        if next(made) > limit:
+        if threading.get_ident() == here and next(made) > limit:
             raise ValueError(f"it would have more than {limit} parameters")
 
     handle = register_module_parameter_registration_hook(count)

@@ -216,7 +216,7 @@ def test_torn_model_is_named(line, tmp_path, capsys):
 def test_a_read_only_directory_is_said_in_one_line(tiny_data, tmp_path, capsys):
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a read-only disk")
+        pytest.skip("only root may mount a read-only disk")  # and root writes whatever a file's mode says
     task = ["--task", "cartpole-swingup"]
     try:
         for command in (

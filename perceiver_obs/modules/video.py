@@ -1,5 +1,7 @@
 """What every model accepts as video, checked in one place."""
 
+import math
+
 from torch import Tensor, uint8
 
 LARGEST_FLOAT = 10.0  # decoded frames leave [0, 1] somewhat; pixels that nobody divided by 255 leave this
@@ -37,8 +39,9 @@ def as_float_video(video: Tensor, channels: int, downsample: int, name: str = "v
         return video.contiguous().float() / 255
     if not video.is_floating_point():
         raise ValueError(f"{name} must be uint8 or floating point, got {video.dtype}")
-    if not video.isfinite().all():
+    largest = float(video.abs().max()) if video.numel() else 0.0
+    if not math.isfinite(largest):
         raise ValueError(f"{name} holds NaN or infinite values")
-    if video.numel() and video.abs().max() > LARGEST_FLOAT:
-        raise ValueError(f"{name} in floating point must lie in [0, 1], got values up to {float(video.abs().max()):g}")
+    if largest > LARGEST_FLOAT:
+        raise ValueError(f"{name} in floating point must lie in [0, 1], got values up to {largest:g}")
     return video.contiguous().float()

@@ -197,7 +197,7 @@ class AdaptContext(BaseCallback):
     def _settings(self, model: CausalPerceiverIO) -> TrainPredictorSettings:
         training = self._training
         if training is None:
-            length = model.video_shape[0] + max(TrainPredictorSettings.horizons)
+            length = model.video_shape[0] + TrainPredictorSettings.outline_horizon
             training = TrainPredictorSettings(outline_weight=1.0, clip_length=length)
         return replace(training, batch_size=self._batch_size, learning_rate=self._learning_rate, seed=self._seed)
 

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -72,10 +73,15 @@ def check_episode(episode: Episode, layout: Layout) -> None:
         raise RolloutError(f"the dataset records {layout.state_size or 'no'} state entries, got {given}")
     if episode.states is not None:
         _check_array("states", episode.states, (steps + 1, layout.state_size), np.float32)
-    if not 0 <= episode.seed < 2**64:
+    if not (isinstance(episode.seed, Integral) and 0 <= episode.seed < 2**64):
         raise RolloutError(f"seed must be an integer from 0 to 2⁶⁴-1, got {episode.seed!r}")
-    if len(episode.policy) > _MAX_TAG:
-        raise RolloutError(f"the policy tag must have at most {_MAX_TAG} characters, got {len(episode.policy)}")
+    if not isinstance(episode.policy, str) or len(episode.policy) > _MAX_TAG:
+        raise RolloutError(
+            f"the policy tag must be a text of at most {_MAX_TAG} characters, got {episode.policy!r:.80}"
+        )
+    for name in ("terminated", "truncated"):
+        if not isinstance(value := getattr(episode, name), bool | np.bool_):
+            raise RolloutError(f"{name} must be True or False, got {value!r:.80}")
 
 
 def write_episode(folder: Path, index: int, episode: Episode, compress: bool) -> None:
@@ -202,6 +208,8 @@ def _check_pixels_file(file: Path, shape: tuple[int, ...]) -> None:
 def _check_array(name: str, array: np.ndarray, shape: tuple, dtype: type) -> None:
     if array.shape != shape or array.dtype != dtype:
         raise RolloutError(f"{name} should be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+    if array.dtype != np.uint8 and not np.isfinite(array).all():
+        raise RolloutError(f"{name} holds NaN or infinite values")
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

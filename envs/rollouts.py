@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -153,9 +154,12 @@ class RolloutWriter:
         """Write episode number `index`; the other arguments are the fields of `Episode`.
 
         Raises:
-            RolloutError: shapes or dtypes disagree with each other or with the metadata.
+            RolloutError: shapes or dtypes disagree with each other or with the metadata, a number is not finite, or
+                `index` is no number of an episode.
             OSError: the disk is full or failing; the episode does not become part of the dataset.
         """
+        if not isinstance(index, Integral) or index < 0:
+            raise RolloutError(f"an episode's number must be an integer of 0 or more, got {index!r:.80}")
         episode = Episode(pixels, actions, rewards, terminated, truncated, seed, policy, states)
         check_episode(episode, self._layout)
         write_episode(self.path / "episodes", index, episode, self.compress)

@@ -136,7 +136,16 @@ def test_wrong_input_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch)
         main(arguments)
 
 
-SMALL = "--device cpu --batch-size 4 --evaluation-clips 4 --clip-length 4 --steps 4"
+def test_an_extra_that_is_not_installed_is_named_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "envs.ray_worker", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)  # what Python takes for "not installed"
+    assert main(["collect", "--task", "cartpole-swingup", "--out", str(tmp_path / "data"), "--ray"]) == 2
+    assert capsys.readouterr().err == (
+        "perceiver-obs collect: collecting on Ray needs it: pip install 'perceiver-obs[ray]'\n"
+    )
+
+
+SMALL = "--device cpu --batch-size 4 --evaluation-clips 4 --clip-length 8 --steps 4"
 TASK = "--task cartpole-swingup --size 32 --render-quality fast --action-repeat 8"
 LINE = [
     f"collect {TASK} --out data --episodes 4 --max-steps 12 --workers 1",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from perceiver_obs.training.outlines import OutlineContrast, OutlineHead, Outlines
+from perceiver_obs.training.outlines import LinearMotion, OutlineContrast, OutlineObjective, Outlines
 
 
 @pytest.fixture
@@ -49,33 +49,56 @@ def test_frames_that_never_change_give_finite_outlines(clips):
     assert found.isfinite().all()
 
 
-def test_a_change_to_come_sees_the_actions_that_make_it_and_no_later_ones():
+def test_motion_is_a_linear_map_of_the_context_and_of_the_actions_in_between():
     torch.manual_seed(0)
-    head = OutlineHead(8, 5, max_horizon=3, action_dim=2, hidden=16)
+    motion = LinearMotion(8, action_dim=2)
     contexts, actions = torch.randn(2, 4, 8), torch.randn(2, 4, 3, 2)
-    told = head(contexts, actions)
-    assert told.shape == (2, 4, 5, 5)
-    for step in range(3):
+    at_first = motion(contexts, 3, actions)
+    assert torch.equal(at_first, contexts[:, :, None].expand(2, 4, 4, 8))  # nothing moves before it is learned
+    torch.nn.init.normal_(motion.forth.weight)
+    torch.nn.init.normal_(motion.of_action.weight)
+    a, b = motion.forth.weight, motion.of_action.weight
+    once = contexts @ a.T + actions[:, :, 0] @ b.T
+    moved = motion(contexts, 3, actions)
+    torch.testing.assert_close(moved[:, :, 2], once @ a.T + actions[:, :, 1] @ b.T)
+    torch.testing.assert_close(motion(contexts, 3)[:, :, 2], contexts @ a.T @ a.T)
+    for step in range(3):  # an action moves what follows it and nothing before
         other = actions.clone()
         other[:, :, step] += 1
-        moved = (head(contexts, other) != told).flatten(0, 1).any(-1).any(0)
-        assert moved.tolist() == [False, False, *(k >= step for k in range(3))]
+        changed = (motion(contexts, 3, other) != moved).flatten(0, 1).any(-1).any(0)
+        assert changed.tolist() == [k > step for k in range(4)]
 
 
-def test_contrast_looks_for_the_frame_k_steps_ahead(clips):
-    """With a context that holds the outlines of its frame and the next, the right answers are easy to learn."""
+def test_outlines_told_with_their_changes_are_compared_with_those_of_the_frames(clips):
+    """A context that is the outline, in a scene that stands still but for one step, told as it is."""
+    outlines = fitted(clips, max_horizon=2)
+    objective = OutlineObjective(outlines, 75, None, tell=True, pick=False)
+    objective.head = torch.nn.Identity()
+    frames = clips[:, :1].repeat(1, 5, 1, 1, 1)
+    groups, anchors = torch.zeros(len(clips), dtype=torch.long), torch.tensor([1, 2])
+    contexts = outlines(frames, groups)[:, anchors]
+    assert objective(contexts, anchors, frames, groups, None)["outline"] < 1e-9
+    frames[:, 3:] = clips[:, 3:4]
+    later = outlines(frames, groups)
+    far = [outlines.changes(later[:, [0]], later[:, [3]], groups, k).square().sum() for k in (1, 2)]
+    expected = (far[1] + far[0] + far[1]) / (4 * contexts.numel())  # 2 steps from the first, 1 and 2 from the second
+    torch.testing.assert_close(objective(contexts, anchors, frames, groups, None)["outline"], expected)
+
+
+def test_contrast_looks_for_the_frame_of_each_context(clips):
+    """With contexts that are the outlines, the right answers are easy to learn."""
     torch.manual_seed(0)
     outlines = fitted(clips)(clips, torch.zeros(len(clips), dtype=torch.long))
-    anchors = torch.tensor([0, 2, 4])
-    contrast = OutlineContrast(150, 75, max_horizon=1, action_dim=None, hidden=32)
-    contexts = torch.cat([outlines[:, anchors], outlines[:, anchors + 1]], dim=-1)
+    places = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    contrast = OutlineContrast(75, 75, hidden=32)
+    contexts = outlines[:, places]
     optimizer = torch.optim.AdamW(contrast.parameters(), lr=3e-3)
     for _ in range(60):
-        loss = contrast(contexts, anchors, outlines)
+        loss = contrast(contexts, outlines, places)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    shifted = contrast(contexts, anchors - torch.tensor([0, 1, 1]), outlines)
+    shifted = contrast(contexts, outlines, (places + 1) % 6)
     assert loss < 0.7 < 2 < shifted
 
 

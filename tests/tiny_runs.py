@@ -78,9 +78,8 @@ def policy_settings(model: Path | str, out: Path, **changes) -> TrainPolicySetti
     return TrainPolicySettings(**(arguments | changes))
 
 
-def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False) -> Path:
-    """A dataset of noise whose episodes have `lengths` steps, through the real writer."""
-    random = np.random.default_rng(sum(lengths) + action_size)
+def rollout_meta(action_size: int, size: int, states: bool) -> dict:
+    """Metadata of a dataset of noise."""
     contract = {
         "size": size,
         "channels": 3,
@@ -91,8 +90,13 @@ def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: in
     }
     names = ["position/x", "velocity/x"] if states else None
     env = {"id": "noise", "kwargs": {}}
-    meta = {"env": env, "frame_contract": contract, "action_size": action_size, "state_names": names}
-    writer = RolloutWriter(path, meta)
+    return {"env": env, "frame_contract": contract, "action_size": action_size, "state_names": names}
+
+
+def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False) -> Path:
+    """A dataset of noise whose episodes have `lengths` steps, through the real writer."""
+    random = np.random.default_rng(sum(lengths) + action_size)
+    writer = RolloutWriter(path, rollout_meta(action_size, size, states))
     for index, steps in enumerate(lengths):
         writer.write_episode(
             index,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from perceiver_obs.training.outlines import OutlineObjective, Outlines
 
-HORIZON = 3  # steps ahead that outlines are foretold
+HORIZON = 6  # steps ahead that outlines are foretold
 FRAMES_READ = 4
 FRAMES_TOLD = 3  # of each clip
 FRAMES_SEEN = FRAMES_READ - 1 + FRAMES_TOLD  # of each clip; the others are told alone

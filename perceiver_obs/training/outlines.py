@@ -96,6 +96,10 @@ def fit_outlines(outlines: Outlines, clips: RolloutClips, groups: Sequence[int],
 class OutlineObjective(nn.Module):
     """What contexts learn positions and motion from: to tell outlines, and to pick frames by them.
 
+    Both are asked of the context itself and of what `LinearMotion` makes of it for the frames to come, through the
+    same head. So a context that tells where things are must also hold how they move, in coordinates that change
+    evenly.
+
     Args:
         outlines: fitted to the data.
         context_dim: width D of the contexts.
@@ -111,9 +115,9 @@ class OutlineObjective(nn.Module):
         super().__init__()
         self.outlines = outlines
         self.max_horizon = outlines.change_scale.shape[1]
-        sizes = (context_dim, outlines.num_coefficients, self.max_horizon, action_dim, hidden)
-        self.head = OutlineHead(*sizes) if tell else None
-        self.contrast = OutlineContrast(*sizes) if pick else None
+        self.motion = LinearMotion(context_dim, action_dim)
+        self.head = OutlineHead(context_dim, outlines.num_coefficients, hidden) if tell else None
+        self.contrast = OutlineContrast(context_dim, outlines.num_coefficients, hidden) if pick else None
 
     def forward(
         self, contexts: Tensor, anchors: Tensor, frames: Tensor, groups: Tensor, actions: Tensor | None
@@ -126,113 +130,124 @@ class OutlineObjective(nn.Module):
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
             actions: `[B, T, action_dim]`, the action that led to each frame.
         """
-        outlines, ahead = self.outlines(frames, groups), None
-        horizons = range(1, self.max_horizon + 1)
-        if actions is not None:
-            ahead = actions[:, anchors[:, None] + torch.tensor(horizons, device=anchors.device)]
+        outlines = self.outlines(frames, groups)
+        steps = torch.arange(self.max_horizon + 1, device=anchors.device)
+        later = anchors[:, None] + steps
+        moved = self.motion(contexts, self.max_horizon, None if actions is None else actions[:, later[:, 1:]])
         losses = {}
         if self.head is not None:
-            now, before = outlines[:, anchors], outlines[:, (anchors - 1).clamp_min(0)]
-            changes = [self.outlines.changes(now, outlines[:, anchors + k], groups, k) for k in horizons]
-            targets = torch.stack([now, self.outlines.changes(before, now, groups, 1), *changes], dim=2)
-            losses["outline"] = F.mse_loss(self.head(contexts, ahead), targets)
+            losses["outline"] = self._telling(contexts, moved, outlines, later, groups)
         if self.contrast is not None:
-            losses["contrastive"] = self.contrast(contexts, anchors, outlines, ahead)
+            losses["contrastive"] = self.contrast(moved, outlines, later)
         return losses
 
+    def _telling(self, contexts: Tensor, moved: Tensor, outlines: Tensor, later: Tensor, groups: Tensor) -> Tensor:
+        assert self.head is not None
+        before = outlines[:, (later[:, 0] - 1).clamp_min(0)]
+        told = self._outline_and_changes(self.head(self.motion.back(contexts)), self.head(moved), groups)
+        return F.mse_loss(told, self._outline_and_changes(before, outlines[:, later], groups))
 
-class OutlineHead(nn.Module):
-    """From a context to the outline of its frame, to the change that led there, and to the changes to come.
+    def _outline_and_changes(self, before: Tensor, outlines: Tensor, groups: Tensor) -> Tensor:
+        """The outline now, the change that led to it and those over 1 … K frames, `[2 + K, B, A, F]`.
 
-    The changes to come add what the context alone tells and what the actions in between do to it.
+        Args:
+            before: `[B, A, F]`, a frame ago.
+            outlines: `[B, A, 1 + K, F]`, now and later.
+            groups: int64 `[B]`.
+        """
+        now, *after = outlines.unbind(2)
+        changes = (self.outlines.changes(now, each, groups, k) for k, each in enumerate(after, 1))
+        return torch.stack([now, self.outlines.changes(before, now, groups, 1), *changes])
+
+
+class LinearMotion(nn.Module):
+    """Foretells contexts by one linear map, whatever is seen: z(k + 1) = A z(k) + B a(k).
+
+    In which coordinates motion is linear is for the contexts to find: Koopman's view of dynamics, learned as by Lusch
+    et al. 2018 (arXiv:1712.09707), with actions as inputs. A second map, R z, goes one frame back.
 
     Args:
         context_dim: width D of the contexts.
-        num_coefficients: F of the outlines.
-        max_horizon: K, the farthest change foretold.
         action_dim: width of the actions; None foretells without them.
-        hidden: width of the hidden layer.
     """
 
-    def __init__(self, context_dim: int, num_coefficients: int, max_horizon: int, action_dim: int | None, hidden: int):
+    def __init__(self, context_dim: int, action_dim: int | None):
         super().__init__()
-        self.num_coefficients, self.max_horizon = num_coefficients, max_horizon
-        self.of_context = _two_layers(context_dim, hidden, (2 + max_horizon) * num_coefficients)
-        self.of_actions = None
-        if action_dim and max_horizon:
-            self.of_actions = _two_layers(context_dim + max_horizon * (action_dim + 1), hidden, num_coefficients)
+        self.forth = nn.Linear(context_dim, context_dim, bias=False)
+        self.back = nn.Linear(context_dim, context_dim, bias=False)
+        for each in (self.forth, self.back):
+            nn.init.eye_(each.weight)
+        self.of_action = None
+        if action_dim:
+            self.of_action = nn.Linear(action_dim, context_dim, bias=False)
+            nn.init.zeros_(self.of_action.weight)
 
-    def forward(self, contexts: Tensor, actions: Tensor | None = None) -> Tensor:
-        """`[B, A, 2 + K, F]`: the outline now, the change that led to it, the changes over 1 … K frames.
+    def forward(self, contexts: Tensor, steps: int, actions: Tensor | None = None) -> Tensor:
+        """Contexts after 0 … `steps` steps, `[B, A, 1 + steps, D]`.
 
         Args:
             contexts: `[B, A, D]`.
-            actions: `[B, A, K, action_dim]` after each context, in order.
+            steps: how many.
+            actions: `[B, A, steps, action_dim]` after each context, in order; None counts as zeros.
         """
-        told = self.of_context(contexts).unflatten(-1, (-1, self.num_coefficients))
-        if self.of_actions is None or actions is None:
-            return told
-        # The change over k frames sees the k actions that make it, and not the ones after them.
-        horizons = self.max_horizon
-        known = torch.ones(horizons, horizons, device=actions.device).tril()
-        seen = (actions[:, :, None] * known[:, :, None]).flatten(-2)
-        contexts = contexts[:, :, None].expand(-1, -1, horizons, -1)
-        which = torch.eye(horizons, device=actions.device).expand(*contexts.shape[:2], -1, -1)
-        added = self.of_actions(torch.cat([contexts, seen, which], dim=-1))
-        return torch.cat([told[:, :, :2], told[:, :, 2:] + added], dim=2)
+        moved = [contexts]
+        for step in range(steps):
+            following = self.forth(moved[-1])
+            if self.of_action is not None and actions is not None:
+                following = following + self.of_action(actions[:, :, step])
+            moved.append(following)
+        return torch.stack(moved, dim=2)
+
+
+class OutlineHead(nn.Sequential):
+    """From contexts `[..., D]` to the outlines `[..., F]` of their frames."""
+
+    def __init__(self, context_dim: int, num_coefficients: int, hidden: int):
+        super().__init__(
+            nn.Linear(context_dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, num_coefficients),
+        )
 
 
 class OutlineContrast(nn.Module):
-    """Picks the frame `k` steps after a context out of all frames of the batch, by its outline.
+    """Picks the frame of each context out of all frames of the batch, by its outline.
 
     InfoNCE over time (CPC, van den Oord et al. 2018, arXiv:1807.03748; for control ATC, Stooke et al. 2021,
     arXiv:2009.08319): the other frames of the same clip are near misses, which only exact positions and velocities
     tell apart.
 
     Args:
-        context_dim, num_coefficients, max_horizon, action_dim, hidden: as for `OutlineHead`.
+        context_dim: width D of the contexts.
+        num_coefficients: F of the outlines.
+        hidden: width of the hidden layers.
         key_dim: width of what is compared.
         temperature: of the softmax over cosine similarities.
     """
 
     def __init__(
-        self,
-        context_dim: int,
-        num_coefficients: int,
-        max_horizon: int,
-        action_dim: int | None,
-        hidden: int,
-        key_dim: int = 64,
-        temperature: float = 0.05,
+        self, context_dim: int, num_coefficients: int, hidden: int, key_dim: int = 64, temperature: float = 0.05
     ):
         super().__init__()
-        self.max_horizon, self.action_dim, self.temperature = max_horizon, action_dim, temperature
-        inputs = context_dim + max_horizon * (action_dim or 0) + max_horizon + 1
-        self.query = _two_layers(inputs, hidden, key_dim)
+        self.temperature = temperature
+        self.query = _two_layers(context_dim, hidden, key_dim)
         self.key = _two_layers(num_coefficients, hidden, key_dim)
 
-    def forward(self, contexts: Tensor, anchors: Tensor, outlines: Tensor, actions: Tensor | None = None) -> Tensor:
+    def forward(self, contexts: Tensor, outlines: Tensor, places: Tensor) -> Tensor:
         """Cross-entropy of picking the right frame, a scalar.
 
         Args:
-            contexts: `[B, A, D]`, of frames `anchors`, int64 `[A]`.
-            outlines: `[B, T, F]` of all frames; T exceeds every anchor by `max_horizon` or more.
-            actions: `[B, A, K, action_dim]` after each context, in order; None counts as zeros.
+            contexts: `[B, A, K, D]`, foretold or of the frame itself.
+            outlines: `[B, T, F]` of all frames.
+            places: the frame of each context in its clip, int64 `[A, K]`.
         """
         batch, frames = outlines.shape[:2]
-        horizons = torch.arange(self.max_horizon + 1, device=contexts.device)
-        inputs = [contexts[:, :, None].expand(-1, -1, len(horizons), -1)]
-        if self.action_dim and self.max_horizon:
-            if actions is None:
-                actions = contexts.new_zeros(*contexts.shape[:2], self.max_horizon, self.action_dim)
-            known = (horizons[1:] <= horizons[:, None]).to(actions)
-            inputs.append((actions[:, :, None] * known[..., None]).flatten(-2))
-        inputs.append(torch.eye(len(horizons), device=contexts.device).expand(*contexts.shape[:2], -1, -1))
-        queries = F.normalize(self.query(torch.cat(inputs, dim=-1)), dim=-1).flatten(0, 2)
+        queries = F.normalize(self.query(contexts), dim=-1).flatten(0, 2)
         keys = F.normalize(self.key(outlines), dim=-1).flatten(0, 1)
         first = torch.arange(batch, device=contexts.device)[:, None, None] * frames
-        answers = (first + anchors[:, None] + horizons).flatten()
-        return F.cross_entropy(queries @ keys.T / self.temperature, answers)
+        return F.cross_entropy(queries @ keys.T / self.temperature, (first + places).flatten())
 
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

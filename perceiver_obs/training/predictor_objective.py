@@ -44,13 +44,13 @@ class PredictorObjective(nn.Module):
     For random frames of the clips, the context of that frame predicts a frame some steps ahead: its tokens
     (cross-entropy), its code vectors (regression) and, decoded, its looks (perceptual distance). Inverse dynamics
     tells the action from two contexts in a row. Outlines (`Outlines`) are told, and picked from among those of
-    other frames (contrastive), for all horizons at once: that is cheap, and the quickest way found to positions and
-    velocities.
+    other frames (contrastive), for all steps ahead up to the longest that they scale (`OutlineObjective`): that is
+    cheap, and the quickest way found to positions and velocities.
 
     Args:
         predictor: to train.
         weights: of the objectives.
-        horizons: steps ahead to draw from, evenly; 0 asks for the frame itself.
+        horizons: steps ahead to predict tokens over, drawn evenly; 0 asks for the frame itself.
         samples: frames of each clip whose contexts are trained.
         token_predictions: predictions of tokens a batch, drawn from the samples of all clips; None predicts from each.
         foreground_weight: how much more a position counts that moves as much as the average one of its clip.
@@ -109,7 +109,7 @@ class PredictorObjective(nn.Module):
         """`loss` and each objective by the name of its weight.
 
         Args:
-            vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed the longest horizon.
+            vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed every horizon.
             tokens: `[B, T, h, w(, Q)]`.
             actions: `[B, T, A]`, the action that led to each frame.
             frames: `[B, T, C, H, W]`, for the perceptual term and the outlines.
@@ -168,7 +168,7 @@ class PredictorObjective(nn.Module):
 
     def _anchors(self, length: int, device: torch.device) -> Tensor:
         """Frames `[samples]` to predict from, the same for all clips, so that other contexts need no computing."""
-        farthest = max(self.horizons)
+        farthest = max(*self.horizons, self.of_outlines.max_horizon if self.of_outlines else 0)
         if length <= farthest:
             raise ValueError(f"clips of {length} frames are too short for a horizon of {farthest}")
         return torch.randint(length - farthest, (self.samples,), device=device)

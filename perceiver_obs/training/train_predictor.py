@@ -43,7 +43,7 @@ class TrainPredictorSettings(RunSettings):
     """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    clip_length: int = 12
+    clip_length: int = 15
     """Frames of a training clip."""
     sequence_length: int = 6
     """Frames that one context sees, its own included."""
@@ -70,7 +70,7 @@ class TrainPredictorSettings(RunSettings):
     read_actions: bool = True
     """Read the actions that led to each frame, and predict under those to come."""
     horizons: tuple[int, ...] = (0, 1, 2, 3)
-    """Steps ahead to foretell, drawn evenly; 0 is the frame itself."""
+    """Steps ahead to foretell tokens, drawn evenly; 0 is the frame itself."""
     cross_entropy_weight: float = 0.1
     """Weight of the cross-entropy of the tokens."""
     perceptual_weight: float = 0.0
@@ -82,11 +82,13 @@ class TrainPredictorSettings(RunSettings):
     foreground_weight: float = 0.0
     """Extra weight of places that move in their clip."""
     outline_weight: float = 1.0
-    """Weight of telling the low spatial frequencies of frames and how they change, all horizons at once."""
+    """Weight of telling the low spatial frequencies of frames and how they change."""
     contrastive_weight: float = 0.3
     """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
     outline_order: int = 10
     """Spatial frequencies of the outlines, in each direction."""
+    outline_horizon: int = 6
+    """Steps ahead that contexts are moved, by one linear map, to tell and to pick outlines; all of them at once."""
     samples: int = 5
     """Frames of each clip whose contexts are trained."""
     token_predictions: int | None = 8
@@ -96,8 +98,10 @@ class TrainPredictorSettings(RunSettings):
         super().__post_init__()
         if not self.horizons or min(self.horizons) < 0:
             raise ValueError(f"horizons must be numbers of steps from 0 up, got {self.horizons}")
-        if self.clip_length <= max(self.horizons):
-            longest = max(self.horizons)
+        if self.outline_horizon < 1:
+            raise ValueError(f"outline_horizon must be at least 1, got {self.outline_horizon}")
+        longest = max(*self.horizons, self.outline_horizon if self.reads_outlines else 0)
+        if self.clip_length <= longest:
             raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
 
     @property
@@ -131,7 +135,7 @@ def make_outlines(model: CausalPerceiverIO, settings: TrainPredictorSettings, nu
     """Outlines as settings ask for them, not fitted yet; None where no objective reads them."""
     if not settings.reads_outlines:
         return None
-    return Outlines(settings.outline_order, num_groups, model.video_shape[1:], max(settings.horizons))
+    return Outlines(settings.outline_order, num_groups, model.video_shape[1:], settings.outline_horizon)
 
 
 def make_objective(

@@ -20,7 +20,7 @@ from perceiver_obs.training.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
-    """What is evaluated, and how."""
+    """Evaluate a trained policy on fresh episodes."""
 
     policy: Path = Path("runs/policy")
     """Directory that train-policy wrote, or the policy.zip in it."""

@@ -33,19 +33,19 @@ class PolicyEnvSettings:
     task: str = "walker-walk"
     """dm_control task, as "domain-task"."""
     observation: Observation = "context"
-    """What the policy sees: "context" (the Perceiver's), or one of the baselines: "state" (the true state),
-    "pixels" (three stacked frames, for a CNN) and "pca" (principal components of three stacked frames)."""
+    """What the policy sees: "context" (the Perceiver's) or a baseline, "state" (the true state),
+    "pixels" (three stacked frames, for a CNN) or "pca" (principal components of three stacked frames)."""
     model: str = "dmc-small"
-    """Perceiver that makes the contexts: bundled name, directory or hub id. For "pca", the directory of a fitted
-    projection; "state" and "pixels" need none."""
+    """Perceiver that makes the contexts: bundled name, directory or hub id.
+    For "pca", the directory of a fitted projection; "state" and "pixels" need none."""
     action_repeat: int | Literal["planet"] = 2
-    """Control steps an action lasts, or "planet" for the DMControl-100k table. Keep to what the model was
-    trained with."""
+    """Control steps an action lasts, or "planet" for the DMControl-100k table.
+    Keep to what the model was trained with."""
     render_quality: Literal["standard", "fast"] = "standard"
     """"fast" leaves out shadows and multisampling. Keep to what the model was trained with."""
     camera: int | str | None = None
-    """Camera, by number or name; None for the task's customary one. Keep to what the model was trained
-    with."""
+    """Camera, by number or name; None for the task's customary one.
+    Keep to what the model was trained with."""
     size: int = 64
     """Height and width of the frames in pixels."""
     device: str = "auto"

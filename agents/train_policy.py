@@ -40,11 +40,10 @@ _MAY_CHANGE = {"total_frames", "out", "device", "progress_bar", "eval_every", "e
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPolicySettings(PolicyEnvSettings):
-    """How a policy is trained."""
+    """Train a policy on contexts or on a baseline, evaluated on the way; goes on where it was stopped."""
 
     algorithm: str = "SAC"
-    """Algorithm of stable_baselines3 ("SAC", "PPO", "TD3" ...) or of sb3_contrib where installed ("TQC"
-    ...)."""
+    """Algorithm of stable_baselines3 ("SAC", "PPO" ...) or, where installed, of sb3_contrib ("TQC" ...)."""
     total_frames: int = 200_000
     """Length of the training in frames: control steps, that is agent steps times action repeat."""
     eval_every: int = 10_000
@@ -70,8 +69,8 @@ class TrainPolicySettings(PolicyEnvSettings):
     hyperparameters: dict[str, int | float | str] = field(default_factory=dict)
     """Further arguments of the algorithm, as "--hyperparameters gamma 0.98 tau 0.01"."""
     adapt_every: int | None = None
-    """Frames between adaptations, in which the Perceiver goes on learning on what the policy has seen (observation
-    "context", algorithms with a replay buffer; agents.AdaptContext). None leaves it as it is."""
+    """Frames between adaptations, in which the Perceiver goes on learning on what the policy has seen.
+    For observation "context" and algorithms with a replay buffer. None leaves the Perceiver as it is."""
     adapt_steps: int = 200
     """Gradient steps of an adaptation."""
     adapt_learning_rate: float = 1e-4

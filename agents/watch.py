@@ -40,26 +40,26 @@ class WatchSettings:
     model: str = "dmc-small"
     """Directory, bundled name or hub id of the model."""
     policy: str = "correlated"
-    """What acts: "random", "correlated", a directory or zip of train-policy, the .zip of any other SB3 policy on states
-    or pixels (load only what you trust: it holds pickles), or a "module:Class" of your own."""
+    """What acts: "random", "correlated", a directory or zip of train-policy, or a "module:Class" of your own.
+    Also the .zip of any other SB3 policy on states or pixels. Load only what you trust: these hold pickles."""
     out: str | None = None
     """File to write: .gif, or .webp, which keeps every colour as it is. None: runs/watch/TASK.gif."""
     max_steps: int = 200
     """Environment steps to play, unless the episode ends before."""
     horizon: int = 3
-    """Steps ahead that are foretold, in one go. Beyond what the model was trained on (train-predictor --horizons, 0 to
-    3 unless told otherwise) it foretells nothing of worth."""
+    """Steps ahead that are foretold, in one go.
+    Beyond what the model was trained on (train-predictor --horizons) it foretells nothing of worth."""
     data: str | None = None
-    """Rollouts with states to fit the read-out of the state on. None: episodes are played for it, half of them by the
-    policy, half by correlated noise from random starts."""
+    """Rollouts with states to fit the read-out of the state on.
+    None: episodes are played for it, half of them by the policy, half by correlated noise from random starts."""
     episodes: int = 16
     """How many are played."""
     show: tuple[str, ...] = ()
-    """Entries of the state to show, such as "position/slider velocity/slider", up to three of each kind. None: the
-    first that vary."""
+    """Entries of the state to show, such as "position/slider velocity/slider", up to three of each kind.
+    None named: the first that vary."""
     action_repeat: int | Literal["planet"] | None = None
-    """Control steps per environment step, or "planet" for the DMControl-100k table. None: as the policy, the data or
-    the model was trained with, else 2."""
+    """Control steps per environment step, or "planet" for the DMControl-100k table.
+    None: as the policy, the data or the model was trained with, else 2."""
     render_quality: Literal["standard", "fast"] | None = None
     """Fast is without shadows and multisampling. None: as for action_repeat, else fast."""
     camera: int | str | None = None

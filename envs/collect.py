@@ -21,7 +21,7 @@ from envs.tasks import env_id
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What to collect, and where to."""
+    """Collect rollouts of a dm_control task with worker processes; goes on where it was stopped."""
 
     task: str = "walker-walk"
     """Task of the dm_control suite, as domain-task."""
@@ -40,9 +40,9 @@ class CollectSettings:
     camera: int | str | None = None
     """Name or number of one of the task's cameras; None for the customary one."""
     policy: str = "mixed"
-    """What acts: "random" (uniform), "correlated" (noise that varies from calm to wild), "mixed" (either, drawn for
-    each episode), the .zip of a Stable-Baselines3 policy (load only what you trust: it holds pickles), a
-    "module:Class" of your own, or several of these with commas between, one drawn for each episode."""
+    """What acts: "random" (uniform), "correlated" (noise, from calm to wild) or "mixed" (one of them each episode).
+    Also the .zip of a Stable-Baselines3 policy (load only what you trust: it holds pickles) or a "module:Class".
+    Several of these, with commas between, are drawn from for each episode."""
     random_init: bool = False
     """Start from random poses in motion, rather than from the task's own starts."""
     states: bool = True
@@ -52,8 +52,9 @@ class CollectSettings:
     workers: int = 0
     """Worker processes; 0 for one on each core."""
     ray: str | None = dataclasses.field(default=None, metadata={"alone": "auto"})
-    """Let workers be actors of the Ray cluster at this address, on all of its machines: "auto" (or nothing) for the
-    cluster that this machine belongs to, "local" for one of this machine's own. None: processes of this machine."""
+    """Let workers be actors of the Ray cluster at this address, on all of its machines.
+    "auto" (or the option alone) is the cluster that this machine belongs to, "local" one of this machine's own.
+    None: processes of this machine."""
     seed: int = 0
     """Seed of the dataset: it and an episode's number determine the episode."""
     stall_seconds: float = 120.0

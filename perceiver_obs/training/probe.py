@@ -48,8 +48,8 @@ class ProbeSettings:
     baselines: bool = True
     """Probe PCA of three stacked frames and a model with random weights as well."""
     supervised_steps: int = 0
-    """Train a copy of the model to tell the state for so many steps and probe it too: what the pixels hold. It takes
-    minutes; 0 leaves it out."""
+    """Train a copy of the model to tell the state for so many steps and probe it too: what the pixels hold.
+    It takes minutes; 0 leaves it out."""
     seed: int = 0
     """Seed of the baselines and of the network."""
     device: str = "auto"

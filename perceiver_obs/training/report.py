@@ -45,7 +45,7 @@ class ReportSettings:
     out: str = "runs"
     """Directory to write report.html into."""
     runs: tuple[str, ...] = ()
-    """Directories of training runs, probes and policies, in the order to show them. None: all within `out`."""
+    """Directories of training runs, probes and policies, in the order to show them. None named: all within `out`."""
     title: str = "perceiver_obs"
     """Heading of the page."""
 

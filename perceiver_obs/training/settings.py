@@ -34,8 +34,8 @@ class RunSettings:
     out: str = may_change("runs/training")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
     steps: int = may_change(10_000)
-    """Optimiser steps of the whole run. The learning rate follows this number, not the clock. Raise it to go on: the
-    learning rate rises again to where it stands in the longer run."""
+    """Optimiser steps of the whole run. The learning rate follows this number, not the clock.
+    Raise it to go on: the learning rate rises again to where it stands in the longer run."""
     batch_size: int = 32
     """Clips per step and per process (two GPUs see twice as many)."""
     learning_rate: float = 3e-4
@@ -97,7 +97,7 @@ def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog
     unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]
     if arguments and not arguments[0].startswith("-"):
         arguments = [*unnamed, *arguments]
-    description = f"{settings_type.__doc__}\n\n--settings FILE.json gives defaults that the options override."
+    description = f"{settings_type.__doc__}\n--settings FILE.json gives defaults that the options override."
     if {"base_channels", "num_latents"} & {field.name for field in dataclasses.fields(settings_type)}:
         description += f" So does --preset NAME, one of {', '.join(PRESETS)}."
     return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])

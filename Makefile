@@ -68,6 +68,7 @@ docs: setup
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attempts.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/page.py
 

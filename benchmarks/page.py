@@ -75,6 +75,37 @@ def bars_table(ratios: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def attempts_section(attempts: dict) -> str:
+    spent, timings, window = attempts["profile"], attempts["timings"], attempts["window"]
+    parts = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in spent["ms"].items())
+    alone = {b: timings[f"window {window}, {b}"]["median_ms"] for b in ("torch", "onnx")}
+    lines = ["| times as fast as PyTorch | one row | 16 rows |", "| --- | --- | --- |"]
+    compiling = attempts["compiling_seconds"]["1"]
+    for name, label in {
+        "ONNX Runtime": '**`backend="onnx"`**',
+        "torch.compile": f"`torch.compile` ({compiling:.0f} s before the first step, and a C++ compiler)",
+        "channels-last": "channels-last weights",
+        "int8": "int8 weights of linear maps (dynamic quantisation)",
+        "bfloat16": "bfloat16, for which this processor has no instructions",
+    }.items():
+        ratios = [attempts["ratios"][f"PyTorch / {name}, {rows}"] for rows in (1, 16)]
+        lines.append(f"| {label} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    return f"""## Where the time goes, and what was tried
+
+A step of one row with PyTorch launches {spent["operators"]} operators (views among them). Under the profiler, which \
+slows them: {parts}. Small work done many times: no kernel stands out, and what helps is to launch fewer, as ONNX \
+Runtime does.
+
+{chr(10).join(lines)}
+
+With {window} frames, recomputation is ahead of its reputation: it works on all of them at once, \
+{attempts["recomputed_ms_a_frame"]:.2f} ms a frame, where a step has one frame alone, {alone["torch"]:.1f} ms with \
+PyTorch and {alone["onnx"]:.1f} ms with ONNX Runtime. Each reads all weights once. A step that cost no more than a \
+frame of many would be {window} times as fast as recomputation.
+
+"""
+
+
 def rendering_table(throughput: dict) -> str:
     per_second = throughput["frames_per_second_with_action_repeat_2"]
     tasks = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in per_second))
@@ -116,7 +147,7 @@ published size, for a GPU. Measured by `make presets`.
 def main() -> None:
     results = {
         path.stem: json.loads(path.read_text())
-        for path in (RESULTS / f"{name}.json" for name in ("steps", "throughput", "presets"))
+        for path in (RESULTS / f"{name}.json" for name in ("steps", "attempts", "throughput", "presets"))
         if path.is_file()
     }
     steps, throughput = results["steps"], results["throughput"]
@@ -142,7 +173,7 @@ product ({steps["matmul_gigaflops_per_second"]:.0f} GFLOP/s), or its weights at 
 
 {bars_table(steps["ratios"])}
 
-{presets_section(results.get("presets"))}## Rendering
+{attempts_section(results["attempts"])}{presets_section(results.get("presets"))}## Rendering
 
 Environment steps a second, action repeat 2, one process.
 

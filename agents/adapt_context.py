@@ -13,6 +13,7 @@ from agents.adaptable import check_adaptable, context_env, replay_buffer
 from agents.kept_episodes import KEPT_FILE, KeptEpisodes
 from agents.replay_contexts import catch_up, find_spans, reencode_buffer
 from agents.vec_context import FramesSeen, VecPerceiverContext
+from envs.arguments import whole_number
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.training.adaptation import Adaptation
 from perceiver_obs.training.data_record import describe_datasets, offline_frames
@@ -66,7 +67,8 @@ class AdaptContext(BaseCallback):
         frames: the budget spent so far: every online frame is trained on, and counts once.
 
     Raises:
-        ValueError: when training starts, for environments, algorithms or rollouts that it does not work with.
+        ValueError: an argument is out of range; or, when training starts, environments, algorithms or rollouts are
+            such that it does not work with them.
 
     Example:
         >>> from stable_baselines3 import SAC
@@ -92,15 +94,16 @@ class AdaptContext(BaseCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"every": every, "steps": steps, "batch_size": batch_size}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if isinstance(data, (str, Path)):
             raise ValueError(f"data must be a sequence of directories, got {data!r} alone")
+        for name, number, high in (("learning_rate", learning_rate, 1e3), ("online_share", online_share, 1.0)):
+            if not (isinstance(number, int | float) and 0 <= number <= high):
+                raise ValueError(f"{name} must be a number from 0 to {high:g}, got {number!r:.80}")
         self.adaptations = 0
         self._data = [str(path) for path in data]
-        self._every, self._steps, self._seed = every, steps, seed
-        self._batch_size, self._learning_rate, self._online_share = batch_size, learning_rate, online_share
+        self._every, self._steps = whole_number("every", every, 1), whole_number("steps", steps, 1)
+        self._batch_size, self._seed = whole_number("batch_size", batch_size, 1), whole_number("seed", seed, 0)
+        self._learning_rate, self._online_share = learning_rate, online_share
         self._training = training
         self._token_cache = Path(token_cache)
         self._followers = [context_env(venv) for venv in followers]

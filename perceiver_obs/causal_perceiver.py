@@ -281,8 +281,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
 
     def init_state(self, batch_size: int) -> ContextState:
         """The state of `batch_size` episodes that have not begun."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of 1 or more, got {batch_size!r:.80}")
         recent = self.context_mean.new_zeros(batch_size, max(self.timescales) - 1, len(self.context_mean))
         return ContextState(None, self.predictor.init_state(batch_size), recent)
 

@@ -54,8 +54,8 @@ class ContextEncoder:
         device: str | torch.device = "auto",
         backend: Backend = "torch",
     ):
-        if num_rows < 1:
-            raise ValueError(f"num_rows must be at least 1, got {num_rows}")
+        if not isinstance(num_rows, int) or num_rows < 1:
+            raise ValueError(f"num_rows must be an integer of 1 or more, got {num_rows!r:.80}")
         if backend not in get_args(Backend):
             raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
         self.device = choose_device("cpu" if backend == "onnx" and device == "auto" else device)

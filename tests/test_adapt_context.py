@@ -263,7 +263,7 @@ def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
     lean = {"replay_buffer_kwargs": {"handle_timeout_termination": False}, "optimize_memory_usage": True}
     refused("optimize_memory_usage", lambda: make_policy(venv, **lean), tmp_path)
     refused("longest online episode has 6 so far", lambda: make_policy(venv), tmp_path)
-    refused("online_share must lie in 0 to 1, got 2", lambda: make_policy(venv), tmp_path, online_share=2)
+    refused("online_share must be a number from 0 to 1, got 2", lambda: make_policy(venv), tmp_path, online_share=2)
     refused("no rollout dataset at", lambda: make_policy(venv), tmp_path, data=[tmp_path / "nowhere"])
     large = VecPerceiverContext(larger, tiny_model())
     refused("has frames of 32 pixels, the model reads 64", lambda: make_policy(large), tmp_path, data=[tiny_data])
@@ -275,7 +275,7 @@ def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="holds 3 transitions of each row, but the frames of only 0 were kept"):
         begun.learn(9, callback(tmp_path), reset_num_timesteps=False)
     for name in ("every", "steps", "batch_size"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of 1 or more, got 0"):
             AdaptContext(**{name: 0})
     with pytest.raises(ValueError, match="a sequence of directories"):
         AdaptContext(data="runs/data")

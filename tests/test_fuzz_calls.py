@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from damaged_files import ODD_VALUES
 from fuzzed_arrays import ACTIONS, ROWS, SIZE, Given, arrays, many, observation_spaces, pixels_keys
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_model
 
-from perceiver_obs import ContextEncoder, PerceiverContextWrapper
+from agents import AdaptContext, load_policy
+from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
 
 REFUSED = (ValueError, TypeError)
 
@@ -110,3 +112,34 @@ def test_observation_spaces(model, space, keep_pixels, pixels_key):
     assert observation in env.observation_space
     observation, *_ = env.step(env.action_space.sample())
     assert observation in env.observation_space
+
+
+@pytest.mark.parametrize("name", ["data", "every", "steps", "batch_size", "learning_rate", "online_share", "seed"])
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:12])
+def test_odd_arguments_of_adaptation(name, value):
+    try:
+        AdaptContext(**{name: value})
+    except REFUSED:
+        return
+    assert name == "data" or isinstance(value, int | float)
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:12])
+def test_odd_arguments_of_encoders_and_models(model, value):
+    nowhere = pytest.raises((*REFUSED, OSError))
+    if not isinstance(value, int):  # those may name a GPU
+        with nowhere:
+            ContextEncoder(model, ROWS, value)
+    with nowhere:
+        ContextEncoder(model, ROWS, "cpu", value)
+    with nowhere:
+        ContextEncoder(value, ROWS, "cpu")
+    with nowhere:
+        CausalPerceiverIO.from_pretrained(value)
+    with nowhere:
+        CausalPerceiverIO.from_preset(value)
+    with nowhere:
+        load_policy(value)
+    if value != 10**12:  # as many rows as that are a matter of memory
+        with nowhere:
+            model.init_state(value)

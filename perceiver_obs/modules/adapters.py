@@ -36,6 +36,7 @@ class TokenAdapter(nn.Module):
         time_kernel: frames that each input reads.
         inputs_per_frame: None makes each token an input. A number makes that many inputs, each a linear map of
             the frame's whole grid, as a convolutional network's flattened last layer is; it needs `grid`.
+        inputs_rank: of these maps together: the grid is first mapped to so many numbers. None: full.
     """
 
     mean: Tensor
@@ -48,18 +49,24 @@ class TokenAdapter(nn.Module):
         grid: tuple[int, int] | None,
         time_kernel: int,
         inputs_per_frame: int | None = None,
+        inputs_rank: int | None = None,
     ):
         super().__init__()
         if inputs_per_frame is not None and (grid is None or inputs_per_frame < 1):
             raise ValueError(f"inputs_per_frame must be 1 or more and needs a grid, got {inputs_per_frame} for {grid}")
+        if inputs_rank is not None and (inputs_per_frame is None or inputs_rank < 1):
+            raise ValueError(f"inputs_rank must be 1 or more and needs inputs_per_frame, got {inputs_rank}")
         self.channels = channels
         self.inputs_per_frame = inputs_per_frame
+        self.squeeze: nn.Module = nn.Identity()
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
         if inputs_per_frame is None or grid is None:
             self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
         else:
             width = grid[0] * grid[1] * code_dim
+            if inputs_rank is not None:
+                self.squeeze, width = nn.Linear(width, inputs_rank), inputs_rank
             self.project = CausalConv(width, inputs_per_frame * channels, 1, time_kernel=time_kernel)
             assert self.project.conv.bias is not None
             nn.init.normal_(self.project.conv.bias, std=0.5)  # tells the inputs apart, as positions tell tokens
@@ -80,7 +87,7 @@ class TokenAdapter(nn.Module):
         height, width = vectors.shape[2:4]
         x = self.standardize(vectors)
         if self.inputs_per_frame is not None:
-            x, past = self.project(rearrange(x, "b t h w c -> b t (h w c) 1 1"), past, valid)
+            x, past = self.project(self.squeeze(x.flatten(2))[..., None, None], past, valid)
             return rearrange(x, "b t (m c) 1 1 -> b t m c", m=self.inputs_per_frame), past
         x = rearrange(x, "b t h w c -> b t c h w")
         x, past = self.project(x, past, valid)

@@ -190,9 +190,9 @@ def test_a_finished_run_goes_on_when_its_steps_are_raised(tiny_data, tmp_path):
 
 
 def test_resuming_on_other_data_or_tokenizer_is_refused(tiny_data, tiny_tokenizer, tmp_path):
-    grown = write_dataset(tmp_path / "data", [10, 10], size=32)
+    grown = write_dataset(tmp_path / "data", [12, 12], size=32)
     train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
-    write_dataset(tmp_path / "data", [10, 10, 11], size=32)
+    write_dataset(tmp_path / "data", [12, 12, 13], size=32)
     with pytest.raises(ValueError, match="begun with other data"):
         train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
     predictor = predictor_settings(tiny_data, tmp_path / "swapped", tmp_path / "model", steps=1)

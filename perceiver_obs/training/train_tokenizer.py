@@ -140,7 +140,10 @@ class TokenizerStage(Stage):
         )
         motion = None
         if settings.motion_weight:
-            self.moving = RolloutClips(datasets, self.clips.episodes, CLIP_LENGTH)
+            try:
+                self.moving = RolloutClips(datasets, self.clips.episodes, CLIP_LENGTH)
+            except ValueError as error:
+                raise ValueError(f"{error}, or leave motion out (motion_weight 0)") from None
             motion = self._motion_objective()
         self.module = TokenizerObjective(self.tokenizer, motion, settings)
 

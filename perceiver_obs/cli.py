@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from envs.tasks import near_matches
 from perceiver_obs.training.settings import parse_settings
 
 USAGE_ERROR = 2
@@ -72,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     name, *options = arguments
     if name not in JOBS:
+        from envs.tasks import near_matches
+
         print(f"perceiver-obs: unknown command {name!r}; {near_matches(name, JOBS)}", file=sys.stderr)
         return USAGE_ERROR
     try:

@@ -68,6 +68,11 @@ def test_commands_are_listed(capsys):
     assert "unknown command 'trian-tokenizer'" in capsys.readouterr().err
 
 
+def test_the_command_imports_no_progress_bars_before_it_has_set_how_often_they_draw():
+    code = "import sys, perceiver_obs.cli; sys.exit('tqdm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_the_installed_command_runs():
     command = Path(sys.executable).with_name("perceiver-obs")
     done = subprocess.run([command, "report", "--out", "/nonexistent"], capture_output=True, text=True)

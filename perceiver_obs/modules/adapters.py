@@ -58,7 +58,7 @@ class TokenAdapter(nn.Module):
             raise ValueError(f"inputs_rank must be 1 or more and needs inputs_per_frame, got {inputs_rank}")
         self.channels = channels
         self.inputs_per_frame = inputs_per_frame
-        self.squeeze: nn.Module = nn.Identity()
+        self.squeeze: nn.Linear | None = None
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
         if inputs_per_frame is None or grid is None:
@@ -87,7 +87,10 @@ class TokenAdapter(nn.Module):
         height, width = vectors.shape[2:4]
         x = self.standardize(vectors)
         if self.inputs_per_frame is not None:
-            x, past = self.project(self.squeeze(x.flatten(2))[..., None, None], past, valid)
+            x = rearrange(x, "b t h w c -> b t (h w c) 1 1")
+            if self.squeeze is not None:
+                x = self.squeeze(x[..., 0, 0])[..., None, None]
+            x, past = self.project(x, past, valid)
             return rearrange(x, "b t (m c) 1 1 -> b t m c", m=self.inputs_per_frame), past
         x = rearrange(x, "b t h w c -> b t c h w")
         x, past = self.project(x, past, valid)

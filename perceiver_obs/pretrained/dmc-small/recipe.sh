@@ -15,7 +15,10 @@ done
 
 # Twice named counts twice: a fifth of the clips are of standard rendering.
 mixed=$(for task in $tasks; do for kind in starts starts wild wild standard; do echo $data/$task-$kind; done; done)
+# The tokenizer of these weights learned motion by a head for each of three horizons, as the version of commit c61faab
+# does, and in two parts, 8,000 steps and then raised to 16,000.
 perceiver-obs train-tokenizer --data $mixed --out $out/tokenizer --steps 8000
+perceiver-obs train-tokenizer --data $mixed --out $out/tokenizer --steps 16000
 perceiver-obs train-predictor --data $mixed --tokenizer $out/tokenizer --out $out/model --samples 8 --steps 13000
 
 python -c "from perceiver_obs import CausalPerceiverIO

@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test lint demo docs bench presets soak fuzz atheris kills rllib arena clean
+.PHONY: setup test pytest lint demo docs bench presets soak fuzz atheris kills rllib arena clean
 
 setup: .venv/.ready gl
 
@@ -24,7 +24,10 @@ gl: .venv/.ready
 	    apt-get update -qq && apt-get install -y -qq libegl1 libgl1-mesa-dri && $(BIN)/python -c "$(CHECK_GL)"; \
 	  else exit 1; fi; }
 
-test: setup lint
+test: setup
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: .venv/.ready

@@ -69,6 +69,7 @@ rllib: setup .venv-rllib/.ready
 docs: setup
 	$(BIN)/mkdocs build --strict
 
+# What a step costs and what was tried, for the docs; torch.compile needs a C++ compiler.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attempts.py

@@ -50,7 +50,7 @@ class Adaptation:
         datasets: the offline rollouts.
 
     Raises:
-        ValueError: offline rollouts that do not fit the model, or a setting out of range.
+        ValueError: offline rollouts that do not fit the model, or settings that do not.
     """
 
     def __init__(
@@ -63,8 +63,6 @@ class Adaptation:
         token_cache: Path,
         device: torch.device,
     ):
-        if not 0 <= online_share <= 1:
-            raise ValueError(f"online_share must lie in 0 to 1, got {online_share}")
         self.settings, self.device, self.steps = settings, device, 0
         self.model = copy.deepcopy(model).to(device).requires_grad_(True).eval()
         self.model.tokenizer.requires_grad_(False)

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import (
 from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
 from envs import make_dmc
+from envs.dmc import RenderQuality
 
 Observation = Literal["context", "state", "pixels", "pca"]
 FRAME_STACK = 3
@@ -41,8 +42,9 @@ class PolicyEnvSettings:
     action_repeat: int | Literal["planet"] = 2
     """Control steps an action lasts, or "planet" for the DMControl-100k table.
     Keep to what the model was trained with."""
-    render_quality: Literal["standard", "fast"] = "standard"
-    """"fast" leaves out shadows and multisampling. Keep to what the model was trained with."""
+    render_quality: RenderQuality = "standard"
+    """"fast" leaves out shadows and multisampling, "smooth" is fast with small motion seen.
+    Keep to what the model was trained with."""
     camera: int | str | None = None
     """Camera, by number or name; None for the task's customary one.
     Keep to what the model was trained with."""

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.watch_episodes import make_watched_env, play_watched
-from envs.dmc import DmcEnv
+from envs.dmc import DmcEnv, RenderQuality
 from envs.rollouts import RolloutDataset
 from envs.tasks import split_task
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
@@ -60,8 +60,9 @@ class WatchSettings:
     action_repeat: int | Literal["planet"] | None = None
     """Control steps per environment step, or "planet" for the DMControl-100k table.
     None: as the policy, the data or the model was trained with, else 2."""
-    render_quality: Literal["standard", "fast"] | None = None
-    """Fast is without shadows and multisampling. None: as for action_repeat, else fast."""
+    render_quality: RenderQuality | None = None
+    """Fast is without shadows and multisampling, smooth is fast with small motion seen.
+    None: as for action_repeat, else fast."""
     camera: int | str | None = None
     """Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
     speed: float = 1.0

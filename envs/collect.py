@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
-from envs.dmc import DmcEnv
+from envs.dmc import DmcEnv, RenderQuality
 from envs.files import remove_temporaries
 from envs.policies import policy_parts
 from envs.pool import CollectionError, Messages, Worker, WorkerPool
@@ -35,8 +35,9 @@ class CollectSettings:
     """Height and width of the frames, pixels."""
     action_repeat: int | str = 2
     """Control steps per environment step, or "planet" for the DMControl-100k table."""
-    render_quality: Literal["standard", "fast"] = "standard"
-    """Fast is without shadows and multisampling. Use the same with the model that is trained on the data."""
+    render_quality: RenderQuality = "standard"
+    """Fast is without shadows and multisampling, smooth is fast with small motion seen.
+    Use the same with the model that is trained on the data."""
     camera: int | str | None = None
     """Name or number of one of the task's cameras; None for the customary one."""
     policy: str = "mixed"

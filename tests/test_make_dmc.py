@@ -100,6 +100,29 @@ def test_fast_rendering_shows_the_same_scene_without_shadows():
     assert 0 < difference < 15
 
 
+def test_smooth_rendering_averages_fast_frames_of_four_times_the_size():
+    smooth, _ = make_dmc(size=24, render_quality="smooth").reset(seed=0)
+    large, _ = make_dmc(size=96, render_quality="fast").reset(seed=0)
+    assert np.abs(smooth - large.reshape(24, 4, 24, 4, 3).mean((1, 3))).max() <= 0.5
+    assert smooth.flags.c_contiguous
+    assert smooth.flags.owndata
+
+
+def test_smooth_frames_change_evenly_with_equal_moves_of_part_of_a_pixel():
+    unevenness = {}
+    for quality in ("fast", "smooth"):
+        env = make_dmc("cartpole-swingup", size=64, render_quality=quality).unwrapped
+        env.reset(seed=0)
+        frames = []
+        for slider in np.linspace(0.0, 0.1, 17):  # metres; a pixel is about 0.1
+            env.physics.data.qpos[:] = slider, 0.0
+            env.physics.forward()
+            frames.append(env._render_frame().astype(int))
+        changes = [np.abs(a - b).sum() for a, b in pairwise(frames)]
+        unevenness[quality] = np.std(changes) / np.mean(changes)
+    assert unevenness["smooth"] < 0.25 < unevenness["fast"]
+
+
 def test_cameras_by_name_number_and_default():
     frames = {camera: make(camera=camera).reset(seed=0)[0] for camera in (None, 0, 1, "side", "back", -1)}
     assert np.array_equal(frames[None], frames[0])
@@ -380,6 +403,7 @@ def test_the_users_backend_is_kept():
         ({"size": 64.5}, "size must be.*64.5"),
         ({"size": 10**6}, "size must be.*1000000"),
         ({"size": True}, "size must be.*True"),
+        ({"size": 1025, "render_quality": "smooth"}, "size must be.*1024.*1025"),
         ({"camera": "sied"}, "sied.*side"),
         ({"camera": 2}, "camera must be.*2.*side, back"),
         ({"camera": -2}, "camera must be.*-2"),

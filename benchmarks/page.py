@@ -108,11 +108,17 @@ frame of many would be {window} times as fast as recomputation.
 
 def rendering_table(throughput: dict) -> str:
     per_second = throughput["frames_per_second_with_action_repeat_2"]
-    tasks = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in per_second))
-    lines = ["| task | standard | fast | fast over standard |", "| --- | --- | --- | --- |"]
+    tasks, qualities = (list(dict.fromkeys(name.rsplit(", ", 1)[i] for name in per_second)) for i in (0, 1))
+    others = qualities[1:]
+    lines = [
+        f"| task | {' | '.join(qualities)} | {' | '.join(f'{quality} over standard' for quality in others)} |",
+        "| --- |" + " --- |" * (len(qualities) + len(others)),
+    ]
     for task in tasks:
-        standard, fast = (per_second[f"{task}, {quality}"] for quality in ("standard", "fast"))
-        lines.append(f"| {task} | {standard:.0f} | {fast:.0f} | {fast / standard:.1f} |")
+        rates = {quality: per_second[f"{task}, {quality}"] for quality in qualities}
+        cells = [f"{rate:.0f}" for rate in rates.values()]
+        cells += [f"{rates[quality] / rates['standard']:.1f}" for quality in others]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents.benchmark_suite import TASKS
 from envs import make_dmc
 from envs.collect import CollectSettings, collect
+from envs.dmc import RENDER_QUALITIES as QUALITIES
 from envs.process_worker import num_cores
 from envs.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs import CausalPerceiverIO
@@ -26,7 +27,6 @@ from perceiver_obs.training.settings import RunSettings
 from perceiver_obs.training.train_predictor import PredictorStage, TrainPredictorSettings
 from perceiver_obs.training.train_tokenizer import TokenizerStage, TrainTokenizerSettings
 
-QUALITIES = ("standard", "fast")
 EPISODES, EPISODE_STEPS = 8, 100
 
 
@@ -150,7 +150,11 @@ def main() -> None:
         stored = bytes_a_frame(Path(data[0]), Path(folder) / "compressed")
     train_ms = {name: float(timing["median_ms"]) for name, timing in training.items()}
     ratios = {
-        **{f"standard / fast, {task}": ms[f"{task}, standard"] / ms[f"{task}, fast"] for task in TASKS},
+        **{
+            f"standard / {quality}, {task}": ms[f"{task}, standard"] / ms[f"{task}, {quality}"]
+            for quality in QUALITIES[1:]
+            for task in TASKS
+        },
         "plain loop / predictor training": train_ms["predictor, plain loop"] / train_ms["predictor"],
     }
     if len(workers) > 1:

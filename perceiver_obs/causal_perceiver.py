@@ -93,7 +93,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         video_shape: `(T, C, H, W)`: frames that a context sees, and the shape of each.
         num_latents, num_latent_channels, num_cross_attention_heads, num_self_attention_layers, widening_factor,
             dropout, action_dim, condition_dim, num_decoder_layers, num_memory_vectors, token_time_kernel,
-            inputs_per_frame, inputs_rank: see `PerceiverTokenPredictor`.
+            inputs_per_frame, keypoints: see `PerceiverTokenPredictor`.
         num_codes, downsample, code_dim, base_channels, use_3d_conv, num_quantizers, commitment_weight,
             diversity_weight, quantizer, codebook_decay, stem_stride: see `VQPTTokenizer`.
         context_dim: width D of the contexts at each timescale; `num_latent_channels` unless given.
@@ -127,7 +127,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         num_memory_vectors: int = 8,
         token_time_kernel: int = 2,
         inputs_per_frame: int | None = None,
-        inputs_rank: int | None = None,
+        keypoints: int | None = None,
         code_dim: int = 256,
         base_channels: int = 64,
         use_3d_conv: bool = True,
@@ -190,7 +190,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             num_memory_vectors=num_memory_vectors,
             token_time_kernel=token_time_kernel,
             inputs_per_frame=inputs_per_frame,
-            inputs_rank=inputs_rank,
+            keypoints=keypoints,
         )
         width_each = self.predictor.context_dim
         self.timescales = tuple(TIMESCALES[name] for name in timescales) or (1,)

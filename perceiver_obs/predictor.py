@@ -58,7 +58,8 @@ class PerceiverTokenPredictor(nn.Module):
         token_time_kernel: frames joined in each of the Perceiver's inputs; 2 shows it local motion.
         inputs_per_frame: linear maps of a frame's whole grid that the Perceiver reads in place of its tokens:
             cheaper, and quicker to learn positions, but for one frame size. None reads every token.
-        inputs_rank: rank of these maps together, which are most of a step's weights; None: full.
+        keypoints: points found in the frame (spatial softmax), of which these maps are in place of the grid: far
+            fewer weights, and contexts more linear in what moves. None: of the grid.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class PerceiverTokenPredictor(nn.Module):
         num_memory_vectors: int = 8,
         token_time_kernel: int = 2,
         inputs_per_frame: int | None = None,
-        inputs_rank: int | None = None,
+        keypoints: int | None = None,
     ):
         super().__init__()
         for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
@@ -94,7 +95,7 @@ class PerceiverTokenPredictor(nn.Module):
         self.action_dim = action_dim
         self.condition_dim = condition_dim
         self.token_adapter = TokenAdapter(
-            tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, inputs_rank
+            tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, keypoints
         )
         self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
         self.encoder = CausalPerceiverEncoder(

@@ -16,7 +16,7 @@ VARIANTS = {
     "timescales": dict(timescales=("fast", "medium", "slow"), context_dim=10),
     "3d-actions-timescales": dict(use_3d_conv=True, action_dim=2, timescales=("fast", "slow")),
     "single-frame-inputs": dict(token_time_kernel=1),
-    "summarised-frames": dict(inputs_per_frame=3, inputs_rank=5, action_dim=2),
+    "summarised-frames": dict(inputs_per_frame=3, keypoints=5, action_dim=2),
 }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from perceiver_obs.modules.causal_conv import CausalConv
 from perceiver_obs.modules.video import check_tensor
 
+MAX_KEYPOINTS = 8192
+
 
 def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """Sine and cosine features `[height * width, channels]` of grid coordinates, for any grid.
@@ -36,7 +38,7 @@ class TokenAdapter(nn.Module):
         time_kernel: frames that each input reads.
         inputs_per_frame: None makes each token an input. A number makes that many inputs, each a linear map of
             the frame's whole grid, as a convolutional network's flattened last layer is; it needs `grid`.
-        inputs_rank: of these maps together: the grid is first mapped to so many numbers. None: full.
+        keypoints: None, or how many `Keypoints` of the grid the maps are of, in place of the grid itself.
     """
 
     mean: Tensor
@@ -49,24 +51,22 @@ class TokenAdapter(nn.Module):
         grid: tuple[int, int] | None,
         time_kernel: int,
         inputs_per_frame: int | None = None,
-        inputs_rank: int | None = None,
+        keypoints: int | None = None,
     ):
         super().__init__()
         if inputs_per_frame is not None and (grid is None or inputs_per_frame < 1):
             raise ValueError(f"inputs_per_frame must be 1 or more and needs a grid, got {inputs_per_frame} for {grid}")
-        if inputs_rank is not None and (inputs_per_frame is None or inputs_rank < 1):
-            raise ValueError(f"inputs_rank must be 1 or more and needs inputs_per_frame, got {inputs_rank}")
+        if keypoints is not None and (inputs_per_frame is None or not 1 <= keypoints <= MAX_KEYPOINTS):
+            raise ValueError(f"keypoints must lie in 1 to {MAX_KEYPOINTS} and need inputs_per_frame, got {keypoints}")
         self.channels = channels
         self.inputs_per_frame = inputs_per_frame
-        self.squeeze: nn.Linear | None = None
+        self.keypoints = None if keypoints is None else Keypoints(code_dim, keypoints)
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
         if inputs_per_frame is None or grid is None:
             self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
         else:
-            width = grid[0] * grid[1] * code_dim
-            if inputs_rank is not None:
-                self.squeeze, width = nn.Linear(width, inputs_rank), inputs_rank
+            width = grid[0] * grid[1] * code_dim if keypoints is None else 2 * keypoints
             self.project = CausalConv(width, inputs_per_frame * channels, 1, time_kernel=time_kernel)
             assert self.project.conv.bias is not None
             nn.init.normal_(self.project.conv.bias, std=0.5)  # tells the inputs apart, as positions tell tokens
@@ -87,10 +87,8 @@ class TokenAdapter(nn.Module):
         height, width = vectors.shape[2:4]
         x = self.standardize(vectors)
         if self.inputs_per_frame is not None:
-            x = rearrange(x, "b t h w c -> b t (h w c) 1 1")
-            if self.squeeze is not None:
-                x = self.squeeze(x[..., 0, 0])[..., None, None]
-            x, past = self.project(x, past, valid)
+            x = x.flatten(2) if self.keypoints is None else self.keypoints(x)
+            x, past = self.project(x[..., None, None], past, valid)
             return rearrange(x, "b t (m c) 1 1 -> b t m c", m=self.inputs_per_frame), past
         x = rearrange(x, "b t h w c -> b t c h w")
         x, past = self.project(x, past, valid)
@@ -98,6 +96,38 @@ class TokenAdapter(nn.Module):
 
     def positions(self, height: int, width: int) -> Tensor:
         return self.position(grid_positions(height, width, self.channels, self.mean.device))
+
+
+class Keypoints(nn.Module):
+    """Where in a frame something is: coordinates of learned points, by spatial softmax.
+
+    Each point looks for what it stands for at all places of the grid and gives the mean place, as in Levine et al.
+    2016 (arXiv:1504.00702), and with it an offset that the code vectors there tell, for parts of a token's side.
+    What moves evenly moves these evenly, where a map of the whole grid changes crookedly.
+
+    Args:
+        code_dim: width of the code vectors.
+        number: of points.
+    """
+
+    def __init__(self, code_dim: int, number: int):
+        super().__init__()
+        self.look = nn.Linear(code_dim, number)
+        self.offset = nn.Linear(code_dim, 2 * number)
+        nn.init.normal_(self.look.weight, std=0.5)
+        nn.init.normal_(self.offset.weight, std=0.04)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Columns and rows `[B, T, 2 * number]`, the grid's at -2 to 2, of code vectors `[B, T, h, w, code_dim]`."""
+        height, width = vectors.shape[2:4]
+        rows = torch.linspace(-2, 2, height, device=vectors.device)[:, None, None].expand(height, width, 1)
+        columns = torch.linspace(-2, 2, width, device=vectors.device)[None, :, None].expand(height, width, 1)
+        places = torch.cat([columns, rows], dim=-1).flatten(0, 1)
+        vectors = vectors.flatten(2, 3)
+        weights = self.look(vectors).softmax(dim=2)
+        offsets = rearrange(self.offset(vectors), "b t p (n xy) -> b t p n xy", xy=2)
+        found = torch.einsum("btpn,pd->btnd", weights, places) + (weights[..., None] * offsets).sum(dim=2)
+        return found.flatten(2)
 
 
 class ActionAdapter(nn.Module):

@@ -49,8 +49,8 @@ class TrainPredictorSettings(RunSettings):
     """Frames that one context sees, its own included."""
     inputs_per_frame: int | None = 8
     """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
-    inputs_rank: int | None = None
-    """Numbers that the grid is mapped to first, so that these maps are cheap; None maps it at once."""
+    keypoints: int | None = None
+    """Points found in each frame, which these maps are of in place of the grid; None: of the grid."""
     token_time_kernel: int = 1
     """Frames joined in each of the Perceiver's inputs."""
     num_latents: int = 8
@@ -204,7 +204,7 @@ class PredictorStage(Stage):
             num_decoder_layers=settings.num_decoder_layers,
             token_time_kernel=settings.token_time_kernel,
             inputs_per_frame=settings.inputs_per_frame,
-            inputs_rank=settings.inputs_rank,
+            keypoints=settings.keypoints,
             dropout=settings.dropout,
             timescales=settings.timescales,
             action_dim=self.clips.action_dim if settings.read_actions else None,

@@ -87,8 +87,9 @@ class TokenAdapter(nn.Module):
         height, width = vectors.shape[2:4]
         x = self.standardize(vectors)
         if self.inputs_per_frame is not None:
-            x = x.flatten(2) if self.keypoints is None else self.keypoints(x)
-            x, past = self.project(x[..., None, None], past, valid)
+            if self.keypoints is not None:
+                x = self.keypoints(x)[..., None, None, :]
+            x, past = self.project(rearrange(x, "b t h w c -> b t (h w c) 1 1"), past, valid)
             return rearrange(x, "b t (m c) 1 1 -> b t m c", m=self.inputs_per_frame), past
         x = rearrange(x, "b t h w c -> b t c h w")
         x, past = self.project(x, past, valid)

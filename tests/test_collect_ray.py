@@ -74,7 +74,7 @@ def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_pat
 
 @pytest.mark.parametrize(
     ("policy", "reason"),
-    [("Raises", "failed: ArithmeticError: no good"), ("Dies", "died"), ("Hangs", "gave no sign of life")],
+    [("Dies", "died"), ("Hangs", "gave no sign of life")],  # one that raises: as without Ray, in test_collect.py
 )
 @pytest.mark.usefixtures("bad_start")
 def test_an_actor_that_ends_badly_is_replaced_and_its_episode_played_again(cluster, tmp_path, caplog, policy, reason):

@@ -32,7 +32,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_calls_equals_the_offline_contexts(saved, backend, tolerance, data):
     """Pushes of all or some rows, peeks and resets in any order, against a history kept by hand."""

@@ -17,7 +17,7 @@ SMALL = {
     "train-predictor": "--steps 3 --batch-size 2 --clip-length 8 --num-latents 4 --device cpu",
     "probe": "--max-episodes 5 --no-mlp",
     "generate": "--num-frames 6",
-    "train-policy": "--total-frames 120 --eval-every 60 --eval-episodes 1 --learning-starts 10 --no-progress-bar",
+    "train-policy": "--total-frames 60 --eval-every 60 --eval-episodes 1 --learning-starts 10 --no-progress-bar",
     "evaluate": "--episodes 1",
     "watch": "--max-steps 4 --episodes 3",
 }

@@ -7,8 +7,8 @@ from tiny_models import tiny_model
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
 def test_a_long_stream_stays_exact_and_leaks_nothing(backend, tolerance):
-    found = soak(tiny_model(action_dim=2), rows=4, pushes=700, backend=backend, reset_chance=0.04, check_chance=0.1)
-    assert found.resets > 50
-    assert found.checks > 40
+    found = soak(tiny_model(action_dim=2), rows=4, pushes=400, backend=backend, reset_chance=0.04, check_chance=0.1)
+    assert found.resets > 30
+    assert found.checks > 20
     assert found.largest_difference < tolerance
     assert found.memory_mb[-1] < found.memory_mb[5] + 20

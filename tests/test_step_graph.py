@@ -16,9 +16,8 @@ from perceiver_obs import ContextEncoder, PerceiverContextVectorWrapper, Perceiv
 from perceiver_obs.step_graph import OnnxStep
 
 VARIANTS = {
-    "3d-actions-timescales": dict(use_3d_conv=True, action_dim=2, timescales=("fast", "slow")),
-    "summarised-frames-kernel": dict(inputs_per_frame=3, keypoints=5, token_time_kernel=2),
-    "fsq-window-of-one": dict(quantizer="fsq", video_shape=(1, 3, 64, 64), token_time_kernel=1),
+    "3d-actions-timescales": dict(use_3d_conv=True, action_dim=2, timescales=("fast", "slow"), token_time_kernel=2),
+    "keypoints-fsq-window-of-one": dict(inputs_per_frame=3, keypoints=5, quantizer="fsq", video_shape=(1, 3, 64, 64)),
 }
 
 

@@ -21,7 +21,7 @@ from perceiver_obs.training.probe_features import context_features, random_model
 COLLECTED_EPISODES, COLLECTED_STEPS = 60, 125
 STATISTICS_EPISODES = 16
 SMALLEST_DEVIATION = 1e-4  # of a random network's contexts; below are rounding errors
-FRAMES = {"size": 64, "camera": 0, "render_quality": "fast"}  # 0 is the customary camera of all six tasks
+FRAMES = {"size": 64, "camera": 0, "render_quality": "smooth"}  # 0 is the customary camera of all six tasks
 
 
 class BenchmarkFeatures:
@@ -102,7 +102,7 @@ class BenchmarkFeatures:
             task=task,
             out=str(self._out / "rollouts" / task),
             action_repeat="planet",
-            render_quality="fast",
+            render_quality="smooth",
             policy="mixed",
             random_init=True,
             episodes=COLLECTED_EPISODES,

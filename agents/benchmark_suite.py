@@ -79,7 +79,7 @@ class Protocol:
             "task": task,
             "observation": METHODS[method].observation,
             "action_repeat": "planet",
-            "render_quality": "fast",
+            "render_quality": "smooth",
             "total_frames": self.total_frames,
             "eval_every": self.eval_every,
             "eval_episodes": self.eval_episodes,

@@ -99,7 +99,7 @@ def plain_step(model: CausalPerceiverIO, stage: PredictorStage, settings: TrainP
     model.train()
     model.tokenizer.requires_grad_(False).eval()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate)
-    seen, number = settings.sequence_length, [0]
+    seen, number = settings.clip_length - settings.sequence_length, [0]  # as many to come as a model foretells
 
     def step() -> None:
         places = stage.clips.index.draw(settings.batch_size, settings.seed, number[0])

@@ -13,7 +13,7 @@ _SMALL: dict[str, Any] = dict(
     num_codes=256,
     num_quantizers=4,
     inputs_per_frame=8,
-    keypoints=None,
+    keypoints=64,
     token_time_kernel=1,
     num_latents=8,
     num_latent_channels=128,
@@ -24,7 +24,15 @@ _SMALL: dict[str, Any] = dict(
     dropout=0.0,
 )
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": _SMALL | dict(base_channels=16, code_dim=16, inputs_per_frame=4, num_latents=4, num_latent_channels=64),
+    "tiny": _SMALL
+    | dict(
+        base_channels=16,
+        code_dim=16,
+        inputs_per_frame=4,
+        keypoints=32,
+        num_latents=4,
+        num_latent_channels=64,
+    ),
     "small": _SMALL,
     # The size that has been published for world models of this kind; for a GPU.
     "base": dict(

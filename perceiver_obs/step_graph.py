@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
-from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.modules.adapters import check_actions
 from perceiver_obs.modules.frame_memory import FrameMemory
 from perceiver_obs.predictor import PredictorState
 
@@ -162,7 +162,8 @@ class OnnxStep:
         """As `CausalPerceiverIO.step`, for uint8 frames `[B, C, H, W]`."""
         led, known = np.zeros((len(frames), self._action_dim), np.float32), np.zeros(len(frames), bool)
         if actions is not None:
-            led, known = pad_actions(actions, self._action_dim, frames.shape[:1]).numpy(), state.seen > 0
+            check_actions(actions, self._action_dim, frames.shape[:1])
+            led[:, : actions.shape[-1]], known = actions.numpy(), state.seen > 0
         given = {"frames": frames.contiguous().numpy(), "actions": led, "known": known, "seen": state.seen}
         given |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
         contexts, *arrays = self._session.run(None, {name: given[name] for name in self._names})

@@ -40,7 +40,7 @@ def inputs(tmp_path_factory):
         episodes=4,
         max_steps=12,
         action_repeat="planet",
-        render_quality="fast",
+        render_quality="smooth",
         workers=1,
     )
     dataset = collect(settings, progress=False)
@@ -218,7 +218,7 @@ def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
         "observation": "state",
         "out": "runs/policy",
         "progress_bar": True,
-        "render_quality": "fast",
+        "render_quality": "smooth",
         "seed": 2,
         "size": 64,
         "task": "walker-walk",

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_runs import write_dataset
+from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 
 from envs.rollouts import RolloutDataset
 from perceiver_obs import bundled_models
@@ -15,6 +15,8 @@ from perceiver_obs.training.data_record import (
     read_data_record,
     write_data_record,
 )
+from perceiver_obs.training.train_predictor import train_predictor
+from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
 
@@ -29,6 +31,15 @@ def test_a_record_counts_control_steps_and_images_and_names_policies(tiny_data, 
     assert [entry["fingerprint"] for entry in entries] == [dataset.fingerprint for dataset in datasets]
     counted = offline_frames(entries)
     assert counted == OfflineFrames(6 * 24 * 2 + 12 * 2, 6 * 25 + 14, ("random", "correlated", "unknown"))
+    write_data_record(tmp_path / "made of it", datasets[1:], before=entries)
+    assert read_data_record(tmp_path / "made of it") == entries
+
+
+def test_a_model_counts_what_its_tokenizer_was_trained_on(tiny_data, tmp_path):
+    other = write_dataset(tmp_path / "other", [24] * 6)
+    train_tokenizer(tokenizer_settings(other, tmp_path / "tokenizer", steps=1))
+    train_predictor(predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "model", steps=1))
+    assert read_data_record(tmp_path / "model") == describe_datasets([RolloutDataset(p) for p in (other, tiny_data)])
 
 
 def test_no_data_is_no_frames_and_no_record_is_unknown(tmp_path):

@@ -7,9 +7,9 @@ from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.modules.adapters import Keypoints
 
 
-def finder() -> Keypoints:
+def finder(grid: tuple[int, int]) -> Keypoints:
     """One point that looks for the first entry of the code vectors, with no offset."""
-    keypoints = Keypoints(code_dim=3, number=1).requires_grad_(False)
+    keypoints = Keypoints(code_dim=3, number=1, grid=grid).requires_grad_(False)
     keypoints.look.weight.copy_(torch.tensor([[50.0, 0.0, 0.0]]))
     keypoints.offset.weight.zero_()
     keypoints.offset.bias.zero_()
@@ -20,13 +20,13 @@ def test_a_thing_alone_is_found_where_it_lies():
     vectors = torch.zeros(1, 20, 4, 5, 3)
     for cell in range(20):
         vectors[0, cell, cell // 5, cell % 5, 0] = 1.0
-    columns, rows = finder()(vectors)[0].T
+    columns, rows = finder((4, 5))(vectors)[0].T
     assert torch.allclose(columns.view(4, 5), torch.linspace(-2, 2, 5).expand(4, 5), atol=1e-5)
     assert torch.allclose(rows.view(4, 5), torch.linspace(-2, 2, 4)[:, None].expand(4, 5), atol=1e-5)
 
 
 def test_the_code_vector_of_its_place_moves_a_point_by_parts_of_a_token():
-    keypoints = finder()
+    keypoints = finder((4, 4))
     keypoints.offset.weight[0, 1] = 0.25  # columns follow the second entry
     vectors = torch.zeros(1, 3, 4, 4, 3)
     vectors[0, :, 1, 2, 0] = 1.0

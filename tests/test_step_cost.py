@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from perceiver_obs import CausalPerceiverIO, ContextEncoder
 from perceiver_obs.step_graph import OnnxStep
 
-OPERATIONS = 86  # of one step of the bundled model: what it takes today; one that needs more has to be worth it
-GRAPH_NODES = 209
+OPERATIONS = 92  # of one step of the bundled model: what it takes today; one that needs more has to be worth it
+GRAPH_NODES = 222
 
 
 class CountOperations(TorchDispatchMode):
@@ -63,8 +64,9 @@ def test_python_keeps_nothing_of_a_step(bundled, backend):
         gc.collect()
         return sys.getallocatedblocks()
 
-    first = blocks_after(100)
-    assert blocks_after(300) - first < 100
+    counts = [blocks_after(100) for _ in range(4)]
+    # What steps keep, they keep each time; what else goes on in the process comes and goes.
+    assert min(after - before for before, after in pairwise(counts)) < 50
 
 
 def test_a_graph_step_is_one_call_of_few_nodes(bundled, cache_directory):

@@ -60,7 +60,7 @@ class TokenAdapter(nn.Module):
             raise ValueError(f"keypoints must lie in 1 to {MAX_KEYPOINTS} and need inputs_per_frame, got {keypoints}")
         self.channels = channels
         self.inputs_per_frame = inputs_per_frame
-        self.keypoints = None if keypoints is None else Keypoints(code_dim, keypoints)
+        self.keypoints = None if keypoints is None or grid is None else Keypoints(code_dim, keypoints, grid)
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
         if inputs_per_frame is None or grid is None:
@@ -109,26 +109,27 @@ class Keypoints(nn.Module):
     Args:
         code_dim: width of the code vectors.
         number: of points.
+        grid: `(h, w)`, tokens of a frame.
     """
 
-    def __init__(self, code_dim: int, number: int):
+    places: Tensor
+
+    def __init__(self, code_dim: int, number: int, grid: tuple[int, int]):
         super().__init__()
+        rows, columns = (torch.linspace(-2, 2, length) for length in grid)
+        places = torch.stack([columns.expand(grid), rows[:, None].expand(grid)], dim=-1)
+        self.register_buffer("places", places.flatten(0, 1)[..., None], persistent=False)
         self.look = nn.Linear(code_dim, number)
         self.offset = nn.Linear(code_dim, 2 * number)
         nn.init.normal_(self.look.weight, std=0.5)
         nn.init.normal_(self.offset.weight, std=0.04)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Columns and rows `[B, T, 2 * number]`, the grid's at -2 to 2, of code vectors `[B, T, h, w, code_dim]`."""
-        height, width = vectors.shape[2:4]
-        rows = torch.linspace(-2, 2, height, device=vectors.device)[:, None, None].expand(height, width, 1)
-        columns = torch.linspace(-2, 2, width, device=vectors.device)[None, :, None].expand(height, width, 1)
-        places = torch.cat([columns, rows], dim=-1).flatten(0, 1)
+        """Columns, then rows, `[B, T, 2 * number]`, -2 to 2 over the grid, of code vectors `[B, T, h, w, code_dim]`."""
         vectors = vectors.flatten(2, 3)
         weights = self.look(vectors).softmax(dim=2)
-        offsets = rearrange(self.offset(vectors), "b t p (n xy) -> b t p n xy", xy=2)
-        found = torch.einsum("btpn,pd->btnd", weights, places) + (weights[..., None] * offsets).sum(dim=2)
-        return found.flatten(2)
+        offsets = rearrange(self.offset(vectors), "b t p (xy n) -> b t p xy n", xy=2)
+        return (weights[..., None, :] * (self.places + offsets)).sum(dim=2).flatten(2)
 
 
 class ActionAdapter(nn.Module):
@@ -148,8 +149,8 @@ class ActionAdapter(nn.Module):
         return projected if known is None else torch.where(known[..., None], projected, self.none)
 
 
-def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tensor:
-    """Check actions `[*shape, A]` with A <= action_dim and fill the missing dimensions with zeros."""
+def check_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> None:
+    """ValueError unless actions are `[*shape, A]` with A <= action_dim, and finite."""
     check_tensor(actions, "actions")
     if actions.shape[:-1] != torch.Size(shape) or actions.shape[-1] > action_dim:
         raise ValueError(
@@ -157,4 +158,9 @@ def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tenso
         )
     if not actions.isfinite().all():
         raise ValueError("actions hold NaN or infinite values")
+
+
+def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tensor:
+    """Actions `[*shape, action_dim]`: checked, and the missing dimensions filled with zeros."""
+    check_actions(actions, action_dim, shape)
     return torch.nn.functional.pad(actions.float(), (0, action_dim - actions.shape[-1]))

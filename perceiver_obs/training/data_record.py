@@ -50,9 +50,12 @@ def _describe(dataset: RolloutDataset) -> dict[str, Any]:
     }
 
 
-def write_data_record(directory: str | Path, datasets: Sequence[RolloutDataset]) -> None:
-    """Writes `data.json` into a model's directory."""
-    text = json.dumps(describe_datasets(datasets), indent=1) + "\n"
+def write_data_record(
+    directory: str | Path, datasets: Sequence[RolloutDataset], before: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes `data.json` into a model's directory; `before` are the entries of what it was made from."""
+    entries = {entry["fingerprint"]: entry for entry in (*before, *describe_datasets(datasets))}
+    text = json.dumps(list(entries.values()), indent=1) + "\n"
     write_atomically(Path(directory) / DATA_FILE, text.encode())
 
 

@@ -14,7 +14,7 @@ from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.data import ClipPlace, RolloutClips
-from perceiver_obs.training.data_record import write_data_record
+from perceiver_obs.training.data_record import read_data_record, write_data_record
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
@@ -49,7 +49,7 @@ class TrainPredictorSettings(RunSettings):
     """Frames that one context sees, its own included."""
     inputs_per_frame: int | None = 8
     """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
-    keypoints: int | None = None
+    keypoints: int | None = 64
     """Points found in each frame, which these maps are of in place of the grid; None: of the grid."""
     token_time_kernel: int = 1
     """Frames joined in each of the Perceiver's inputs."""
@@ -126,7 +126,7 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
         stage.fit_context_statistics(accelerator.device)
         with clear_disk_errors(run.path / "model.safetensors"):
             stage.model.save_pretrained(run.path)
-            write_data_record(run.path, stage.clips.datasets)
+            write_data_record(run.path, stage.clips.datasets, read_data_record(settings.tokenizer) or ())
         save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
     accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()

@@ -30,7 +30,7 @@ SAC = {
     "buffer_size": 100_000,
     "hyperparameters": {"ent_coef": "auto_0.1"},
 }
-ADAPT = {"adapt_every": 10_000, "adapt_steps": 200, "adapt_learning_rate": 1e-4}
+ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
 INCIDENTAL = ("model", "adapt_data", "out", "device", "progress_bar")  # may differ between machines
 OF_A_RUN = ("task", "observation", "seed", *ADAPT, *INCIDENTAL)  # all else is the protocol
 

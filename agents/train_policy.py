@@ -71,9 +71,9 @@ class TrainPolicySettings(PolicyEnvSettings):
     adapt_every: int | None = None
     """Frames between adaptations, in which the Perceiver goes on learning on what the policy has seen.
     For observation "context" and algorithms with a replay buffer. None leaves the Perceiver as it is."""
-    adapt_steps: int = 200
+    adapt_steps: int = 300
     """Gradient steps of an adaptation."""
-    adapt_learning_rate: float = 1e-4
+    adapt_learning_rate: float = 3e-4
     """Learning rate of adaptations."""
     adapt_data: tuple[str, ...] = ()
     """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""

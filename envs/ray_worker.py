@@ -74,7 +74,9 @@ class RayWorker(Worker):
         self._actor: Any = None
         self._place: Any = None
         self._node = "no machine yet"
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._killed = False
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def play(self, episode: int) -> None:
         self.episode = episode
@@ -85,14 +87,22 @@ class RayWorker(Worker):
         self._orders.put(None)
 
     def kill(self) -> None:
+        """Ends it, and waits until nothing of it calls Ray: a call while Ray shuts down takes this process with it."""
+        self._killed = True
         self._orders.put(None)
         self._release()
+        self._thread.join(_ANSWER_SECONDS)
 
     def obituary(self) -> str:
         work = "while starting" if self.episode is None else f"in episode {self.episode}"
         return f"{self.name} ({self._node}) {work} {self.end or 'ended'}"
 
     def _follow(self) -> None:
+        self._work()
+        self._actor = self._place = None  # handles that go later would call a Ray that may be shut down by then
+        self._messages.put((self, None))
+
+    def _work(self) -> None:
         """Starts the actor, has it play what is ordered, and passes on what it says."""
         index = None
         try:
@@ -108,11 +118,11 @@ class RayWorker(Worker):
             self._take_down(index, error)
         finally:
             self._release()
-            self._messages.put((self, None))
 
     def _start(self) -> None:
         self._place = placement_group([{"CPU": 1}])
         while not self._place.wait(_LOOK_SECONDS):  # all cores are taken: those of other workers, or a machine is lost
+            self._check_alive()
             self._say(rendered=0)
         self._actor = (
             ray.remote(_Player)
@@ -123,8 +133,13 @@ class RayWorker(Worker):
             )
             .remote()
         )
+        self._check_alive()
         self._node = f"node {ray.get(self._actor.node.remote())}"
         ray.get(self._actor.prepare.remote(self._settings))
+
+    def _check_alive(self) -> None:
+        if self._killed:
+            raise RayError(self.end or "killed")
 
     def _take_down(self, index: int | None, error: Exception) -> None:
         cause = error.cause if isinstance(error, RayTaskError) else error

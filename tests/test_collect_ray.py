@@ -79,7 +79,7 @@ def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_pat
 @pytest.mark.usefixtures("bad_start")
 def test_an_actor_that_ends_badly_is_replaced_and_its_episode_played_again(cluster, tmp_path, caplog, policy, reason):
     bad = settings(
-        tmp_path / "data", policy=f"failing_policies:{policy}", episodes=2, stall_seconds=4, ray=cluster.address
+        tmp_path / "data", policy=f"failing_policies:{policy}", episodes=2, stall_seconds=10, ray=cluster.address
     )
     with caplog.at_level(logging.WARNING):
         assert len(collect(bad, progress=False)) == 2

@@ -75,7 +75,7 @@ class RayWorker(Worker):
         self._place: Any = None
         self._node = "no machine yet"
         self._killed = False
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
         self._thread.start()
 
     def play(self, episode: int) -> None:

@@ -86,6 +86,10 @@ def test_an_actor_that_ends_badly_is_replaced_and_its_episode_played_again(clust
     (message,) = [message for message in caplog.messages if message.startswith("worker")]
     assert "worker 0 (node " in message
     assert f"in episode 0 {reason}" in message
+    for thread in threading.enumerate():
+        if thread.name.startswith("worker"):
+            thread.join(1)
+            assert not thread.is_alive()  # a call while Ray shuts down would end this process
 
 
 def test_what_cannot_work_is_said_at_once(cluster, tmp_path):

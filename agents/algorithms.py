@@ -13,6 +13,7 @@ from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 
 EXPLORATION_NOISE = 0.1  # of the action range [-1, 1]; TD3 and DDPG do not explore by themselves
@@ -24,9 +25,11 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     Raises:
         ValueError: there is none of this name that trains on plain observations.
     """
-    known = {**_trainable(stable_baselines3), **_contrib()}
+    contrib = _contrib()
+    known = {**_trainable(stable_baselines3), **contrib}
     if name not in known:
-        raise ValueError(f"unknown algorithm {name!r}; available are {', '.join(sorted(known))}")
+        more = "" if contrib else " (and, with sb3-contrib installed, CrossQ, TQC and others)"
+        raise ValueError(f"unknown algorithm {name!r}; available are {', '.join(sorted(known))}{more}")
     return known[name]
 
 
@@ -74,8 +77,11 @@ def make_algorithm(
         size = np.prod(venv.action_space.shape or (1,)).astype(int)
         arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION_NOISE))
     arguments |= hyperparameters
+    policy_kwargs: dict[str, Any] = {"net_arch": net_arch}
+    if policy == "CnnPolicy" and policy not in cls.policy_aliases:  # as CrossQ, which names none, but can
+        policy, policy_kwargs["features_extractor_class"] = "MlpPolicy", NatureCNN
     try:
-        return cls(policy, venv, policy_kwargs={"net_arch": net_arch}, **arguments)
+        return cls(policy, venv, policy_kwargs=policy_kwargs, **arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take the hyperparameters {dict(hyperparameters)}: {error}") from error
 

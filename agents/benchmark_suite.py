@@ -1,4 +1,4 @@
-"""The arena: tasks, protocol and one set of SAC settings for every method that is compared."""
+"""The arena: tasks, protocol and one set of policy settings for every method that is compared."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DRQ_AT_100K = {
 }
 """Returns of DrQ after 100k environment steps, as published (Kostrikov et al. 2020, https://arxiv.org/abs/2004.13649)."""
 TASKS = tuple(DRQ_AT_100K)
-SAC = {
-    "algorithm": "SAC",
+POLICY = {
+    "algorithm": "CrossQ",
     "learning_rate": 1e-3,
     "batch_size": 256,
     "net_arch": (256, 256),
@@ -30,8 +30,10 @@ SAC = {
     "buffer_size": 100_000,
     "hyperparameters": {"ent_coef": "auto_0.1"},
 }
+"""CrossQ (Bhatt et al. 2024, https://arxiv.org/abs/1902.05605) is SAC with batch normalisation and without target
+networks. At one update a step plain SAC learns too little from 100k steps, whatever it sees (docs/recipe.md)."""
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
-INCIDENTAL = ("model", "adapt_data", "out", "device", "progress_bar")  # may differ between machines
+INCIDENTAL = ("model", "adapt_data", "out", "device", "progress_bar", "record")  # may differ between machines
 OF_A_RUN = ("task", "observation", "seed", *ADAPT, *INCIDENTAL)  # all else is the protocol
 
 
@@ -84,7 +86,7 @@ class Protocol:
             "eval_every": self.eval_every,
             "eval_episodes": self.eval_episodes,
             "seed": seed,
-            **SAC,
+            **POLICY,
             **(ADAPT if METHODS[method].adapts else {}),
         }
         return TrainPolicySettings(**arguments | changes)

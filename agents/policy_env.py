@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
@@ -20,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 
 from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
-from envs import make_dmc
+from envs import RecordRollouts, make_dmc
 from envs.dmc import RenderQuality
 
 Observation = Literal["context", "state", "pixels", "pca"]
@@ -59,18 +61,18 @@ class PolicyEnvSettings:
         return self.observation in ("context", "pca")
 
 
-def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1) -> VecEnv:
+def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1, record: Path | None = None) -> VecEnv:
     """Makes `num_envs` environments, in processes of their own where there are several.
 
     Each is wrapped in a `Monitor`, so that returns are those of the task. Observations are contexts float32
     `[N, D]`, states float32 `[N, S]`, stacked frames uint8 `[N, 3·3, H, W]`, or their principal components
-    float32 `[N, K]`.
+    float32 `[N, K]`. Where `record` names a directory, whole episodes are written there as rollouts.
     """
-    make_one = partial(_make_one, settings)
+    make: list[Callable[[], gym.Env]] = [
+        partial(_make_one, settings, record, number, num_envs) for number in range(num_envs)
+    ]
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
-    venv: VecEnv = (
-        DummyVecEnv([make_one]) if num_envs == 1 else SubprocVecEnv([make_one] * num_envs, start_method="forkserver")
-    )
+    venv: VecEnv = DummyVecEnv(make) if num_envs == 1 else SubprocVecEnv(make, start_method="forkserver")
     if settings.observation == "context":
         return VecPerceiverContext(venv, settings.model, device=settings.device)
     if settings.observation == "pca":
@@ -101,15 +103,18 @@ class StateObservation(gym.Wrapper):
         return info.pop("state"), reward, terminated, truncated, info
 
 
-def _make_one(settings: PolicyEnvSettings) -> gym.Env:
+def _make_one(settings: PolicyEnvSettings, record: Path | None, worker: int, num_workers: int) -> gym.Env:
     sees_state = settings.observation == "state"
     env = make_dmc(
         settings.task,
         size=settings.size,
         camera=settings.camera,
         action_repeat=settings.action_repeat,
-        # Nobody looks at these frames.
-        render_quality="fast" if sees_state else settings.render_quality,
-        state_in_info=sees_state,
+        # Where the policy sees the state, nobody looks at the frames unless they are recorded.
+        render_quality="fast" if sees_state and record is None else settings.render_quality,
+        state_in_info=sees_state or record is not None,
     )
+    if record is not None:
+        tag = f"training:{settings.observation}"
+        env = RecordRollouts(env, record, policy=tag, worker=worker, num_workers=num_workers)
     return Monitor(StateObservation(env) if sees_state else env)

@@ -35,7 +35,17 @@ from envs.rollouts import RolloutDataset
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.data_record import describe_datasets, read_data_record
 
-_MAY_CHANGE = {"total_frames", "out", "device", "progress_bar", "eval_every", "eval_episodes", "model", "adapt_data"}
+_MAY_CHANGE = {
+    "total_frames",
+    "out",
+    "device",
+    "progress_bar",
+    "eval_every",
+    "eval_episodes",
+    "model",
+    "adapt_data",
+    "record",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,9 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Learning rate of adaptations."""
     adapt_data: tuple[str, ...] = ()
     """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
+    record: Path | None = None
+    """Directory for the episodes that the policy trains on, as rollouts with states: data for a Perceiver that
+    knows where policies go. None keeps none."""
     progress_bar: bool = True
     """Show a progress bar with agent steps per second and time left."""
 
@@ -105,7 +118,7 @@ def train_policy(settings: TrainPolicySettings) -> Path:
 def _train(settings: TrainPolicySettings) -> Path:
     checkpoints = Checkpoints(settings.out / "checkpoints")
     checkpoint = checkpoints.latest()
-    venv = make_policy_env(settings, settings.num_envs)
+    venv = make_policy_env(settings, settings.num_envs, settings.record)
     try:
         record = PolicyRecord(
             settings.algorithm,

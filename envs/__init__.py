@@ -9,6 +9,7 @@ from envs.dmc import DmcEnv, make_dmc, state_names
 from envs.episode import Episode, RolloutError
 from envs.minari import export_minari, import_minari
 from envs.pool import CollectionError
+from envs.record import RecordRollouts
 from envs.rollouts import RolloutDataset, RolloutWriter
 from envs.tasks import TASKS, register_ids
 
@@ -20,6 +21,7 @@ __all__ = [
     "CollectionError",
     "DmcEnv",
     "Episode",
+    "RecordRollouts",
     "RolloutDataset",
     "RolloutError",
     "RolloutWriter",

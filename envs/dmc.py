@@ -84,6 +84,7 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         frame_contract: what a model must be shown to see what it was trained on: size, channels, action_repeat,
             camera (its number), render_quality, tasks.
         action_size: entries of an action.
+        state_in_info: whether `info["state"]` is there.
         max_steps: environment steps until the task's time limit, None where there is none.
     """
 
@@ -138,7 +139,7 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         }
         limit = control._step_limit / self._action_repeat
         self.max_steps = None if math.isinf(limit) else math.ceil(limit - 1e-9)
-        self._state_in_info = state_in_info
+        self.state_in_info = state_in_info
         self._read_state = StateReader(self._physics, task, self._camera_id)
         self.state_names, self.state_units = self._read_state.names, self._read_state.units
         self.frame_contract: dict[str, Any] = {
@@ -213,7 +214,7 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
             self._physics, self._ended = None, True
 
     def _info(self) -> dict[str, Any]:
-        return {"state": self._read_state(self._physics)} if self._state_in_info else {}
+        return {"state": self._read_state(self._physics)} if self.state_in_info else {}
 
     def _render_frame(self) -> np.ndarray:
         before_render()

@@ -83,7 +83,12 @@ def test_evaluation_is_that_of_the_policy_in_the_environment(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("observation", "algorithm", "hyperparameters"),
-    [("state", "PPO", {"n_steps": 24}), ("pixels", "TD3", {}), ("context", "TQC", {"gamma": 0.9})],
+    [
+        ("state", "PPO", {"n_steps": 24}),
+        ("pixels", "TD3", {}),
+        ("pixels", "CrossQ", {}),
+        ("context", "TQC", {"gamma": 0.9}),
+    ],
 )
 def test_baselines_and_other_algorithms_share_the_harness(perceiver, tmp_path, observation, algorithm, hyperparameters):
     pytest.importorskip("sb3_contrib")

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
 from perceiver_obs.training.checkpoint import load_checkpoint
 from perceiver_obs.training.data import leading_actions
+from perceiver_obs.training.data_record import read_data_record
 from perceiver_obs.training.loop import learning_rate, make_accelerator, make_optimizer
 from perceiver_obs.training.metrics import MetricsLog, curve, read_lines
 from perceiver_obs.training.settings import RunSettings
@@ -144,6 +146,21 @@ def test_the_tokenizer_stays_as_it_was(tiny_tokenizer, tiny_model):
     tokenizer = VQPTTokenizer.from_pretrained(tiny_tokenizer).state_dict()
     inside = CausalPerceiverIO.from_pretrained(tiny_model).tokenizer.state_dict()
     assert all(torch.equal(tensor, inside[name]) for name, tensor in tokenizer.items())
+
+
+def test_a_training_begins_with_the_weights_of_a_model(tiny_data, tiny_model, tmp_path):
+    before = CausalPerceiverIO.from_pretrained(tiny_model)
+    settings = predictor_settings(tiny_data, tmp_path / "none", tmp_path / "run", begin_with=str(tiny_model))
+    settings.learning_rate = 1e-9
+    after = train_predictor(settings)
+    for name, tensor in before.predictor.state_dict().items():
+        torch.testing.assert_close(after.predictor.state_dict()[name], tensor, atol=1e-6, rtol=0)
+    video = torch.randint(0, 256, (1, 6, *before.video_shape[1:]), dtype=torch.uint8)
+    old, new = before.extract_context(video)[0], after.extract_context(video)[0]
+    assert np.corrcoef(old.flatten(), new.flatten())[0, 1] > 0.9, "the same contexts, centred and scaled anew"
+    assert len(read_data_record(tmp_path / "run")) == 1, "the same rollouts count once"
+    with pytest.raises(ValueError, match="num_latents is 4 there and 8 here"):
+        train_predictor(replace(settings, out=str(tmp_path / "other"), num_latents=8))
 
 
 def test_tasks_of_different_action_sizes_train_together(tiny_data, tiny_tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Second stage: a Perceiver that reads frames through a trained tokenizer and foretells the next tokens."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.hub import find_pretrained
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
@@ -39,6 +41,9 @@ class TrainPredictorSettings(RunSettings):
     """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
     tokenizer: str = "runs/tokenizer"
     """Directory of the trained tokenizer."""
+    begin_with: str | None = None
+    """Go on from the weights of this model (directory, bundled name or hub id) and with its tokenizer, for a new task
+    or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
     batch_size: int = 16
     """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
     learning_rate: float = 1e-3
@@ -126,7 +131,7 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
         stage.fit_context_statistics(accelerator.device)
         with clear_disk_errors(run.path / "model.safetensors"):
             stage.model.save_pretrained(run.path)
-            write_data_record(run.path, stage.clips.datasets, read_data_record(settings.tokenizer) or ())
+            write_data_record(run.path, stage.clips.datasets, read_data_record(stage.made_from) or ())
         save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
     accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()
@@ -166,6 +171,16 @@ def make_objective(
     )
 
 
+def _take_weights(model: CausalPerceiverIO, begun: CausalPerceiverIO) -> None:
+    """Gives a model the weights of another of its shape; ValueError names what differs."""
+    # Through JSON and back, as one of them was read from a file.
+    has, asked = (json.loads(json.dumps({**each.config(), "frame_contract": None})) for each in (begun, model))
+    differing = [f"{name} is {has[name]!r} there and {asked[name]!r} here" for name in has if has[name] != asked[name]]
+    if differing:
+        raise ValueError(f"begin_with needs settings of that model's shape: {'; '.join(differing)}")
+    model.load_state_dict(begun.state_dict())
+
+
 class PredictorStage(Stage):
     """Clips of cached tokens in, tokens of later frames out."""
 
@@ -176,12 +191,19 @@ class PredictorStage(Stage):
         self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
         tasks, self.groups = task_groups(datasets)
-        tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer)
+        begun = None if settings.begin_with is None else CausalPerceiverIO.from_pretrained(settings.begin_with)
+        tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer) if begun is None else begun.tokenizer
+        self.made_from = find_pretrained(settings.begin_with or settings.tokenizer)
         self.cache = TokenCache(run.token_cache, tokenizer, datasets)
         self.cache.fill(accelerator)
         contract = joint_contract(datasets)
         self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
         self.model = self._build_model(tokenizer, contract)
+        if begun is None:
+            self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
+        else:
+            self.inputs["begin_with"] = begun.fingerprint
+            _take_weights(self.model, begun)
         outlines = make_outlines(self.model, settings, len(tasks))
         if outlines is not None:
             fit_outlines(outlines, self.clips, self.groups, settings.seed)
@@ -211,7 +233,6 @@ class PredictorStage(Stage):
         )
         model.frame_contract = contract
         model.tokenizer.requires_grad_(False)
-        model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         return model
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:

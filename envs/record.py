@@ -1,0 +1,94 @@
+"""`RecordRollouts`: the episodes that somebody else plays, such as a policy in training, become rollouts on disk."""
+
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+
+from envs.rollouts import RolloutWriter, whole_episodes
+from envs.tasks import env_id
+
+
+class RecordRollouts(gymnasium.Wrapper):
+    """Writes every episode of a `make_dmc` environment that is played to its end; the environment stays as it is.
+
+    A policy visits what exploration never does. Recorded while it learns, its episodes are data to train a Perceiver
+    on. Running again adds to what is there; episodes that were broken off are left out.
+
+    Args:
+        env: a `make_dmc` environment. Actions must lie in [-1, 1]. States are recorded where `info` holds them.
+        path: directory of the dataset.
+        policy: tag of what acts.
+        worker: number of this environment among those that write to the dataset.
+        num_workers: how many do.
+
+    Raises:
+        RolloutError: the directory holds a dataset of another environment.
+        OSError: when an episode ends, the disk is full.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy", worker: int = 0, num_workers: int = 1
+    ):
+        super().__init__(env)
+        contract = env.get_wrapper_attr("frame_contract")
+        self._keeps_states = env.get_wrapper_attr("state_in_info")
+        names = list(env.get_wrapper_attr("state_names")) if self._keeps_states else None
+        kwargs = {name: contract[name] for name in ("size", "camera", "action_repeat", "render_quality")}
+        meta = {
+            "env": {"id": env_id(contract["tasks"][0]), "kwargs": kwargs},
+            "frame_contract": contract,
+            "action_size": env.get_wrapper_attr("action_size"),
+            "state_names": names,
+            "collection": {"policy": [policy]},
+        }
+        self._writer = RolloutWriter(path, meta)
+        self._policy, self._stride = policy, num_workers
+        mine = [index for index in whole_episodes(Path(path)) if index % num_workers == worker]
+        self._next = max(mine, default=worker - num_workers) + num_workers
+        self._seed = 0
+        self._begin(None, {})
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins an episode. It is recorded with the seed of the last reset that had one."""
+        frame, info = self.env.reset(seed=seed, options=options)
+        self._seed = self._seed if seed is None else seed
+        self._begin(frame, info)
+        return frame, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes a step, and writes the episode where that ends it."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self._add(frame, info)
+        self._actions.append(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
+        self._rewards.append(float(reward))
+        if terminated or truncated:
+            self._writer.write_episode(
+                self._next,
+                pixels=np.stack(self._frames),
+                actions=np.stack(self._actions),
+                rewards=np.array(self._rewards, np.float32),
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                seed=self._seed,
+                policy=self._policy,
+                states=np.stack(self._states) if self._keeps_states else None,
+            )
+            self._next += self._stride
+        return frame, reward, terminated, truncated, info
+
+    def _begin(self, frame: np.ndarray | None, info: dict[str, Any]) -> None:
+        self._frames: list[np.ndarray] = []
+        self._states: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._rewards: list[float] = []
+        if frame is not None:
+            self._add(frame, info)
+
+    def _add(self, frame: np.ndarray, info: dict[str, Any]) -> None:
+        self._frames.append(frame)
+        if self._keeps_states:
+            self._states.append(np.asarray(info["state"], np.float32))

@@ -1,0 +1,87 @@
+"""`RecordRollouts`: what is written is what was played, and the environment stays as it is."""
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+from tiny_runs import REPEAT, policy_settings
+
+from agents import train_policy
+from envs import RecordRollouts, RolloutDataset, RolloutError, make_dmc
+
+
+def make(**kwargs):
+    arguments = {"size": 32, "render_quality": "fast", "action_repeat": 250, "state_in_info": True}
+    return make_dmc("cartpole-swingup", **(arguments | kwargs))
+
+
+def play(env, episodes, seed=None):
+    """Frames, actions, rewards and states of whole episodes."""
+    random, played = np.random.default_rng(0), []
+    for number in range(episodes):
+        frame, info = env.reset(seed=seed if number == 0 else None)
+        frames, actions, rewards, states, ended = [frame], [], [], [info["state"]], False
+        while not ended:
+            actions.append(random.uniform(-1, 1, 1).astype(np.float32))
+            frame, reward, terminated, truncated, info = env.step(actions[-1])
+            frames.append(frame)
+            rewards.append(reward)
+            states.append(info["state"])
+            ended = terminated or truncated
+        played.append((np.stack(frames), np.stack(actions), np.float32(rewards), np.stack(states)))
+    return played
+
+
+def test_what_is_written_is_what_was_played(tmp_path):
+    env, bare = RecordRollouts(make(), tmp_path, policy="mine"), make()
+    played, reference = play(env, 2, seed=5), play(bare, 2, seed=5)
+    env.reset()
+    env.step(np.zeros(1, np.float32))  # broken off: not written
+    env.close()
+    bare.close()
+    dataset = RolloutDataset(tmp_path)
+    assert len(dataset) == 2
+    for episode, mine, others in zip(dataset, played, reference):
+        for name, value, other in zip(("pixels", "actions", "rewards", "states"), mine, others):
+            np.testing.assert_array_equal(getattr(episode, name), value)
+            np.testing.assert_array_equal(value, other)
+        assert (episode.policy, episode.seed, episode.terminated, episode.truncated) == ("mine", 5, False, True)
+
+
+def test_several_environments_and_later_runs_add_to_one_dataset(tmp_path):
+    for _ in range(2):
+        for worker in range(2):
+            env = RecordRollouts(make(), tmp_path, worker=worker, num_workers=2)
+            play(env, 1 + worker)
+            env.close()
+    assert RolloutDataset(tmp_path).indices == [0, 1, 2, 3, 5, 7]
+
+
+def test_another_environment_is_refused(tmp_path):
+    RecordRollouts(make(), tmp_path).close()
+    other = make(size=48)
+    with pytest.raises(RolloutError, match="frame_contract"):
+        RecordRollouts(other, tmp_path)
+    other.close()
+
+
+def test_without_states_none_are_recorded(tmp_path):
+    env = RecordRollouts(make(state_in_info=False), tmp_path)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(np.ones(1, np.float32))
+    env.close()
+    assert RolloutDataset(tmp_path)[0].states is None
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_train_policy_records_what_it_trains_on(tmp_path, num_envs):
+    tiny_model(action_dim=1).save_pretrained(tmp_path / "model")
+    settings = policy_settings(
+        tmp_path / "model", tmp_path / "run", record=tmp_path / "data", num_envs=num_envs, total_frames=44 * REPEAT
+    )
+    train_policy(settings)
+    dataset = RolloutDataset(tmp_path / "data")
+    assert len(dataset) == 2
+    assert [len(episode) for episode in dataset] == [20, 20]
+    assert dataset[0].policy == "training:context"
+    assert dataset.meta["state_names"]

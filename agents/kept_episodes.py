@@ -17,10 +17,17 @@ KEPT_FILE = "kept_episodes.npz"
 
 @dataclass(frozen=True, eq=False)
 class KeptEpisode:
-    """An episode, or as much of it as has happened: `pixels` uint8 `[T + 1, H, W, C]`, `actions` float32 `[T, A]`."""
+    """An episode, or as much of it as has happened.
+
+    Attributes:
+        pixels: uint8 `[T + 1, H, W, C]`.
+        actions: float32 `[T, A]`.
+        rewards: float32 `[T]`.
+    """
 
     pixels: NDArray[np.uint8]
     actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
 
     @property
     def steps(self) -> int:
@@ -41,12 +48,15 @@ class KeptEpisodes:
         self._whole: list[list[KeptEpisode]] = [[] for _ in range(num_rows)]
         self._frames: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
         self._actions: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
+        self._rewards: list[list[float]] = [[] for _ in range(num_rows)]
 
     def add(self, seen: FramesSeen) -> None:
         """Keeps what a step has shown; `seen` must be of the step after the last one, or of the first."""
         for row, frame in enumerate(seen.frames):
             if self._frames[row]:
                 self._actions[row].append(self._action(seen, row))
+                assert seen.rewards is not None  # of a step
+                self._rewards[row].append(float(seen.rewards[row]))
                 if row in seen.final_frames:
                     self._frames[row].append(seen.final_frames[row].copy())
                     self._end(row)
@@ -69,6 +79,7 @@ class KeptEpisodes:
             for number, episode in enumerate(episodes):
                 arrays[f"{row}/{number:06d}/pixels"] = episode.pixels
                 arrays[f"{row}/{number:06d}/actions"] = episode.actions
+                arrays[f"{row}/{number:06d}/rewards"] = episode.rewards
         with clear_disk_errors(path):
             np.savez(path, allow_pickle=False, **arrays)
 
@@ -81,7 +92,8 @@ class KeptEpisodes:
             with np.load(path, allow_pickle=False) as archive:
                 for name in sorted(name.removesuffix("/pixels") for name in archive.files if name.endswith("/pixels")):
                     row = int(name.split("/")[0])
-                    self._whole[row].append(KeptEpisode(archive[f"{name}/pixels"], archive[f"{name}/actions"]))
+                    parts = (archive[f"{name}/{part}"] for part in ("pixels", "actions", "rewards"))
+                    self._whole[row].append(KeptEpisode(*parts))
         except (ValueError, KeyError, IndexError, *DAMAGED) as error:
             raise ValueError(f"{path} does not hold kept episodes: {error}") from error
 
@@ -90,9 +102,9 @@ class KeptEpisodes:
 
     def _running(self, row: int) -> KeptEpisode:
         actions = np.array(self._actions[row], np.float32).reshape(len(self._actions[row]), self._action_size)
-        return KeptEpisode(np.stack(self._frames[row]), actions)
+        return KeptEpisode(np.stack(self._frames[row]), actions, np.array(self._rewards[row], np.float32))
 
     def _end(self, row: int) -> None:
         if self._frames[row]:
             self._whole[row].append(self._running(row))
-        self._frames[row], self._actions[row] = [], []
+        self._frames[row], self._actions[row], self._rewards[row] = [], [], []

@@ -23,12 +23,14 @@ class FramesSeen:
         began: bool `[N]`, the rows whose episode begins with that frame.
         actions: float32 `[N, A]`, the actions just taken; None after a reset, and where the model is given none.
         final_frames: by row, uint8 `[H, W, C]`: the last frame of an episode that this step has ended.
+        rewards: float32 `[N]`, of the step; None after a reset.
     """
 
     frames: np.ndarray
     began: np.ndarray
     actions: np.ndarray | None = None
     final_frames: dict[int, np.ndarray] = field(default_factory=dict)
+    rewards: np.ndarray | None = None
 
 
 class VecPerceiverContext(VecEnvWrapper):
@@ -114,7 +116,8 @@ class VecPerceiverContext(VecEnvWrapper):
             self.encoder.reset(rows)
         frames = self._layout.frames(observations)
         contexts = self.encoder.push(frames, self._actions)
-        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames)
+        earned = np.array(rewards, np.float32)
+        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, earned)
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
     def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:

@@ -85,7 +85,7 @@ def make_targets(root: Path) -> dict[str, Target]:
     frame = np.full((1, 4, 4, 3), 7, np.uint8)
     kept = KeptEpisodes(1, 2)
     kept.begin(FramesSeen(frame, np.ones(1, bool)))
-    kept.add(FramesSeen(frame, np.zeros(1, bool), np.zeros((1, 2), np.float32)))
+    kept.add(FramesSeen(frame, np.zeros(1, bool), np.zeros((1, 2), np.float32), rewards=np.zeros(1)))
     (root / "kept").mkdir()
     kept.save(root / "kept" / "k.npz")
     protocol = Protocol()

@@ -56,15 +56,16 @@ def test_datasets_are_mixed_evenly_whatever_their_sizes():
     assert 0.4 < np.mean(from_small) < 0.6
 
 
-def test_frames_and_actions_are_those_of_the_episodes(tmp_path):
+def test_frames_actions_and_rewards_are_those_of_the_episodes(tmp_path):
     paths = [write_dataset(tmp_path / "a", [6, 9], action_size=2), write_dataset(tmp_path / "b", [8, 8], action_size=3)]
     datasets = open_datasets([str(path) for path in paths])
     clips = RolloutClips(datasets, [[0, 1], [0, 1]], clip_length=4)
     places = [ClipPlace(0, 1, 0), ClipPlace(0, 1, 3), ClipPlace(1, 0, 5)]
-    frames, actions = clips.frames(places), clips.actions(places)
+    frames, actions, rewards = clips.frames(places), clips.actions(places), clips.rewards(places)
     assert frames.dtype == np.uint8
     assert frames.shape == (3, 4, 3, 16, 16)
     assert actions.shape == (3, 4, 3)
+    assert rewards.shape == (3, 4)
     for row, place in enumerate(places):
         episode = datasets[place.dataset][place.episode]
         for time in range(4):
@@ -73,6 +74,7 @@ def test_frames_and_actions_are_those_of_the_episodes(tmp_path):
             led = episode.actions[frame - 1] if frame else np.zeros(episode.actions.shape[1])
             np.testing.assert_array_equal(actions[row, time, : len(led)], led)
             assert not actions[row, time, len(led) :].any()
+            assert rewards[row, time] == (episode.rewards[frame - 1] if frame else 0)
 
 
 def test_leading_actions_begin_with_zeros():

@@ -8,7 +8,7 @@ from perceiver_obs.training.outlines import Outlines
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective, random_visible
 
-EVERY = LossWeights(1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0, outline=1.0, contrastive=0.3)
+EVERY = LossWeights(1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0, outline=1.0, contrastive=0.3, reward=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,14 @@ def batch(real_video):
         vectors = model.tokenizer.encode_vectors(frames)
     tokens = model.tokenizer.quantize(vectors)[1]
     groups = torch.tensor([0, 1, 1, 0])
-    return {"vectors": vectors, "tokens": tokens, "actions": torch.rand(4, 12, 2), "frames": frames, "groups": groups}
+    of_steps = {"actions": torch.rand(4, 12, 2), "rewards": torch.rand(4, 12)}
+    return {"vectors": vectors, "tokens": tokens, "frames": frames, "groups": groups, **of_steps}
 
 
 def objective(weights=EVERY, **options) -> PredictorObjective:
     model = tiny_model(action_dim=2).train()
     model.tokenizer.requires_grad_(False)
-    outlines = Outlines(4, 2, (3, 64, 64), 3) if weights.outline or weights.contrastive else None
+    outlines = Outlines(4, 2, (3, 64, 64), 3) if weights.outline or weights.contrastive or weights.reward else None
     return PredictorObjective(model.predictor, weights, outlines=outlines, **options)
 
 
@@ -53,7 +54,7 @@ def test_the_loss_is_the_weighted_sum(batch, distance):
 
 def test_a_few_steps_lower_every_loss(batch):
     torch.manual_seed(0)
-    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0, 1.0, 1.0), foreground_weight=1.0)
+    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0), foreground_weight=1.0)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(40):
@@ -98,6 +99,9 @@ def test_tokens_are_predicted_as_often_as_asked(batch):
 def test_what_does_not_fit_is_named(batch):
     with pytest.raises(ValueError, match="no outlines"):
         PredictorObjective(tiny_model().predictor, LossWeights(contrastive=1.0))
+    without_rewards = {name: tensor for name, tensor in batch.items() if name != "rewards"}
+    with pytest.raises(ValueError, match="needs the rewards"):
+        objective(LossWeights(reward=1.0))(**without_rewards)
     with pytest.raises(ValueError, match="frames and groups"):
         objective(LossWeights(outline=1.0))(batch["vectors"], batch["tokens"], batch["actions"])
     with pytest.raises(ValueError, match="12 frames are too short for a horizon of 12"):

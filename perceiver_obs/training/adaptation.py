@@ -19,7 +19,7 @@ from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, 
 from perceiver_obs.training.data import Recorded, RolloutClips
 from perceiver_obs.training.datasets import open_datasets, split_episodes
 from perceiver_obs.training.loop import make_accelerator, make_optimizer, seed_step
-from perceiver_obs.training.outlines import fit_outlines, task_groups
+from perceiver_obs.training.outlines import task_groups
 from perceiver_obs.training.settings import check_same_inputs, read_json
 from perceiver_obs.training.token_cache import Codes, TokenCache, clip_codes, encode_frames
 from perceiver_obs.training.train_predictor import TrainPredictorSettings, make_objective, make_outlines
@@ -86,7 +86,7 @@ class Adaptation:
             self._offline = RolloutClips(self.datasets, training, settings.clip_length)
             self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
             self._cache.fill(make_accelerator(replace(settings, device=device.type)))
-            self._fit_outlines(self._offline, self._groups)
+            self._objective.fit(self._offline, self._groups, settings.seed)
 
     def learn(self, episodes: Sequence[Recorded], steps: int) -> dict[str, float]:
         """Takes `steps` gradient steps, and returns the mean of each objective over them.
@@ -108,7 +108,7 @@ class Adaptation:
         with _own_randomness():
             if self.steps == 0:
                 if self._online_group not in self._groups:
-                    self._fit_outlines(online, [self._online_group])
+                    self._objective.fit(online, [self._online_group], self.settings.seed)
                 self._let_contexts_learn(False)
                 self._train(online, steps)
                 self._let_contexts_learn(True)
@@ -181,6 +181,8 @@ class Adaptation:
         if self.settings.reads_outlines or self.settings.perceptual_weight:
             part["frames"] = torch.from_numpy(clips.frames(places))
             part["groups"] = torch.tensor(groups)
+        if self.settings.reward_weight:
+            part["rewards"] = torch.from_numpy(clips.rewards(places))
         return part
 
     def _codes_of(self, episode: Recorded) -> Codes:
@@ -188,10 +190,6 @@ class Adaptation:
         if episode not in self._codes:
             self._codes[episode] = encode_frames(self.model.tokenizer, np.asarray(episode.pixels))
         return self._codes[episode]
-
-    def _fit_outlines(self, clips: RolloutClips, groups: Sequence[int]) -> None:
-        if self._objective.of_outlines is not None:
-            fit_outlines(self._objective.of_outlines.outlines, clips, groups, self.settings.seed)
 
 
 def training_settings(model_directory: Path) -> TrainPredictorSettings | None:

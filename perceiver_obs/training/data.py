@@ -16,12 +16,17 @@ FOREGROUND_CONTRAST = 0.1
 
 
 class Recorded(Protocol):
-    """An episode as clips need it: frames uint8 `[T + 1, H, W, C]` and the actions float32 `[T, A]` between them."""
+    """An episode as clips need it.
+
+    Frames uint8 `[T + 1, H, W, C]`, and between them actions float32 `[T, A]` and rewards float32 `[T]`.
+    """
 
     @property
     def pixels(self) -> NDArray[np.uint8]: ...
     @property
     def actions(self) -> NDArray[np.float32]: ...
+    @property
+    def rewards(self) -> NDArray[np.float32]: ...
 
 
 Batch = TypeVar("Batch")
@@ -109,6 +114,15 @@ class RolloutClips(Generic[Dataset]):
         """The actions `[B, T, A]` that led to each frame; zeros where an episode starts."""
         length = self.index.clip_length
         return np.stack([self._actions[p.dataset][p.episode][p.start : p.start + length] for p in places])
+
+    def rewards(self, places: Sequence[ClipPlace]) -> NDArray[np.float32]:
+        """The rewards `[B, T]` that came with each frame; zero where an episode starts."""
+        clips = np.zeros((len(places), self.index.clip_length), np.float32)
+        for clip, place in zip(clips, places):
+            came = self._episode(place.dataset, place.episode).rewards
+            first = max(place.start, 1)
+            clip[first - place.start :] = came[first - 1 : place.start - 1 + len(clip)]
+        return clips
 
     def foreground(self, places: Sequence[ClipPlace], frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How much each pixel differs from its episode's median frame: `[B, T, 1, H, W]` in [0, 1].

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from envs.rollouts import RolloutDataset
 from perceiver_obs.training.data import RolloutClips
+from perceiver_obs.training.rewards import RewardObjective
 
 CLIPS_TO_FIT = 512  # of each group
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
@@ -83,14 +84,18 @@ def task_groups(datasets: Sequence[RolloutDataset]) -> tuple[list[str], list[int
     return tasks, [tasks.index(task) for task in shown]
 
 
-def fit_outlines(outlines: Outlines, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
-    """Fits the groups of the clips' datasets, each on clips of all its datasets."""
+def fit_outlines(
+    outlines: Outlines, clips: RolloutClips, groups: Sequence[int], seed: int, rewards: RewardObjective | None = None
+) -> None:
+    """Fits the groups of the clips' datasets, each on clips of all its datasets; and their rewards with them."""
     for group in sorted(set(groups)):
         chosen = [number for number, each in enumerate(groups) if each == group]
         datasets, episodes = [clips.datasets[n] for n in chosen], [clips.episodes[n] for n in chosen]
         of_group = RolloutClips(datasets, episodes, clips.index.clip_length)
-        frames = of_group.frames(of_group.index.draw(CLIPS_TO_FIT, seed, 0))
-        outlines.fit(group, torch.from_numpy(frames).to(outlines.mean.device))
+        places = of_group.index.draw(CLIPS_TO_FIT, seed, 0)
+        outlines.fit(group, torch.from_numpy(of_group.frames(places)).to(outlines.mean.device))
+        if rewards is not None:
+            rewards.fit(group, torch.from_numpy(of_group.rewards(places)[:, 1:]).to(rewards.mean.device))
 
 
 class OutlineObjective(nn.Module):
@@ -106,11 +111,19 @@ class OutlineObjective(nn.Module):
         action_dim: width of the actions; None foretells without them.
         tell: tell the outline of the frame, the change before and those after, up to the longest horizon.
         pick: pick the frames to come from among all of the batch.
+        rewards: foretell the rewards of the steps to come.
         hidden: width of the heads' hidden layers.
     """
 
     def __init__(
-        self, outlines: Outlines, context_dim: int, action_dim: int | None, tell: bool, pick: bool, hidden: int = 512
+        self,
+        outlines: Outlines,
+        context_dim: int,
+        action_dim: int | None,
+        tell: bool,
+        pick: bool,
+        rewards: bool = False,
+        hidden: int = 512,
     ):
         super().__init__()
         self.outlines = outlines
@@ -118,27 +131,44 @@ class OutlineObjective(nn.Module):
         self.motion = LinearMotion(context_dim, action_dim)
         self.head = OutlineHead(context_dim, outlines.num_coefficients, hidden) if tell else None
         self.contrast = OutlineContrast(context_dim, outlines.num_coefficients, hidden) if pick else None
+        self.rewards = RewardObjective(context_dim, action_dim, len(outlines.mean)) if rewards else None
+
+    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
+        """Fits scales of outlines and rewards to the groups of the clips' datasets."""
+        fit_outlines(self.outlines, clips, groups, seed, self.rewards)
 
     def forward(
-        self, contexts: Tensor, anchors: Tensor, frames: Tensor, groups: Tensor, actions: Tensor | None
+        self,
+        contexts: Tensor,
+        anchors: Tensor,
+        frames: Tensor,
+        groups: Tensor,
+        actions: Tensor | None,
+        rewards: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses `outline` (squared error) and `contrastive` (cross-entropy), those that were asked for.
+        """Losses `outline`, `reward` (squared errors) and `contrastive` (cross-entropy), those that were asked for.
 
         Args:
             contexts: `[B, A, D]`, of frames `anchors`, int64 `[A]`.
             frames: `[B, T, C, H, W]`; T exceeds every anchor by the longest horizon or more.
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
             actions: `[B, T, action_dim]`, the action that led to each frame.
+            rewards: `[B, T]`, the reward that came with each frame; needed where they are foretold.
         """
         outlines = self.outlines(frames, groups)
         steps = torch.arange(self.max_horizon + 1, device=anchors.device)
         later = anchors[:, None] + steps
-        moved = self.motion(contexts, self.max_horizon, None if actions is None else actions[:, later[:, 1:]])
+        ahead = None if actions is None else actions[:, later[:, 1:]]
+        moved = self.motion(contexts, self.max_horizon, ahead)
         losses = {}
         if self.head is not None:
             losses["outline"] = self._telling(contexts, moved, outlines, later, groups)
         if self.contrast is not None:
             losses["contrastive"] = self.contrast(moved, outlines, later)
+        if self.rewards is not None:
+            if rewards is None:
+                raise ValueError("foretelling rewards needs the rewards of the clips")
+            losses["reward"] = self.rewards(moved[:, :, 1:], ahead, rewards[:, later[:, 1:]], groups)
         return losses
 
     def _telling(self, contexts: Tensor, moved: Tensor, outlines: Tensor, later: Tensor, groups: Tensor) -> Tensor:

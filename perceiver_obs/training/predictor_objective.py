@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
+from perceiver_obs.training.data import RolloutClips
 from perceiver_obs.training.outlines import OutlineObjective, Outlines
 
 
@@ -22,6 +23,7 @@ class LossWeights:
     inverse_dynamics: float = 0.0
     outline: float = 0.0
     contrastive: float = 0.0
+    reward: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PredictorObjective(nn.Module):
     (cross-entropy), its code vectors (regression) and, decoded, its looks (perceptual distance). Inverse dynamics
     tells the action from two contexts in a row. Outlines (`Outlines`) are told, and picked from among those of
     other frames (contrastive), for all steps ahead up to the longest that they scale (`OutlineObjective`): that is
-    cheap, and the quickest way found to positions and velocities.
+    cheap, and the quickest way found to positions and velocities. Rewards are foretold in the same way.
 
     Args:
         predictor: to train.
@@ -58,7 +60,7 @@ class PredictorObjective(nn.Module):
         without_actions: share of the batches that are read without their actions, for users who have none.
         perceptual_distance: needed where it has a weight; called with frames and targets `[X, C, H, W]`.
         perceptual_samples: predictions that it looks at.
-        outlines: fitted to the data; needed where they have a weight.
+        outlines: needed where they have a weight; `fit` fits them to the data.
     """
 
     def __init__(
@@ -80,13 +82,14 @@ class PredictorObjective(nn.Module):
             raise ValueError("inverse dynamics needs a predictor that reads actions (action_dim)")
         if weights.perceptual and perceptual_distance is None:
             raise ValueError("the perceptual term has a weight, but there is no perceptual_distance")
-        if (weights.outline or weights.contrastive) and outlines is None:
-            raise ValueError("the outline or the contrastive term has a weight, but there are no outlines")
+        if (weights.outline or weights.contrastive or weights.reward) and outlines is None:
+            raise ValueError("the outline, the contrastive or the reward term has a weight, but there are no outlines")
         self.predictor = predictor
         self.of_outlines = None
         if outlines is not None:
             sizes = (predictor.context_dim, predictor.action_dim)
-            self.of_outlines = OutlineObjective(outlines, *sizes, weights.outline > 0, weights.contrastive > 0)
+            asked = (weights.outline > 0, weights.contrastive > 0, weights.reward > 0)
+            self.of_outlines = OutlineObjective(outlines, *sizes, *asked)
         self.weights = weights
         self.horizons = tuple(horizons)
         self.samples = samples
@@ -98,6 +101,11 @@ class PredictorObjective(nn.Module):
         # In a list, as it is no part of what is trained and saved.
         self._perceptual = [perceptual_distance]
 
+    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
+        """Fits what depends on the data, for the groups of the clips' datasets."""
+        if self.of_outlines is not None:
+            self.of_outlines.fit(clips, groups, seed)
+
     def forward(
         self,
         vectors: Tensor,
@@ -105,6 +113,7 @@ class PredictorObjective(nn.Module):
         actions: Tensor | None = None,
         frames: Tensor | None = None,
         groups: Tensor | None = None,
+        rewards: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` and each objective by the name of its weight.
 
@@ -114,6 +123,7 @@ class PredictorObjective(nn.Module):
             actions: `[B, T, A]`, the action that led to each frame.
             frames: `[B, T, C, H, W]`, for the perceptual term and the outlines.
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
+            rewards: `[B, T]`, the reward that came with each frame, where they are foretold.
         """
         predictor, weights = self.predictor, self.weights
         tokens = predictor.tokenizer.unpack(tokens)
@@ -127,7 +137,7 @@ class PredictorObjective(nn.Module):
         if self.of_outlines is not None:
             if frames is None or groups is None:
                 raise ValueError("outlines need frames and groups")
-            parts |= self.of_outlines(contexts, anchors, frames, groups, actions)
+            parts |= self.of_outlines(contexts, anchors, frames, groups, actions, rewards)
         if weights.cross_entropy or weights.regression or weights.perceptual:
             parts |= self._token_losses(contexts, anchors, vectors, tokens, codes, actions, frames)
         if weights.inverse_dynamics:

@@ -20,7 +20,7 @@ from perceiver_obs.training.data_record import read_data_record, write_data_reco
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
-from perceiver_obs.training.outlines import Outlines, fit_outlines, task_groups
+from perceiver_obs.training.outlines import Outlines, task_groups
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective
@@ -92,6 +92,8 @@ class TrainPredictorSettings(RunSettings):
     """Weight of telling the low spatial frequencies of frames and how they change."""
     contrastive_weight: float = 0.3
     """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
+    reward_weight: float = 0.3
+    """Weight of foretelling the rewards of the next steps, of what decides about them. 0 learns without rewards."""
     outline_order: int = 10
     """Spatial frequencies of the outlines, in each direction."""
     outline_horizon: int = 6
@@ -114,7 +116,7 @@ class TrainPredictorSettings(RunSettings):
     @property
     def reads_outlines(self) -> bool:
         """Whether an objective needs outlines."""
-        return self.outline_weight > 0 or self.contrastive_weight > 0
+        return self.outline_weight > 0 or self.contrastive_weight > 0 or self.reward_weight > 0
 
 
 def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
@@ -151,7 +153,7 @@ def make_objective(
     outlines: Outlines | None,
     device: torch.device,
 ) -> PredictorObjective:
-    """The objective that settings ask for; `outlines` fitted to the data, where they read any."""
+    """The objective that settings ask for, not fitted to the data yet; with `outlines` where they read any."""
     return PredictorObjective(
         predictor,
         LossWeights(
@@ -161,6 +163,7 @@ def make_objective(
             inverse_dynamics=settings.inverse_dynamics_weight,
             outline=settings.outline_weight,
             contrastive=settings.contrastive_weight,
+            reward=settings.reward_weight,
         ),
         settings.horizons,
         settings.samples,
@@ -205,9 +208,8 @@ class PredictorStage(Stage):
             self.inputs["begin_with"] = begun.fingerprint
             _take_weights(self.model, begun)
         outlines = make_outlines(self.model, settings, len(tasks))
-        if outlines is not None:
-            fit_outlines(outlines, self.clips, self.groups, settings.seed)
         self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device)
+        self.module.fit(self.clips, self.groups, settings.seed)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
         )
@@ -248,6 +250,8 @@ class PredictorStage(Stage):
             batch["frames"] = torch.from_numpy(clips.frames(places))
         if self.settings.reads_outlines:
             batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
+        if self.settings.reward_weight:
+            batch["rewards"] = torch.from_numpy(clips.rewards(places))
         return batch
 
     def evaluate(self, device: torch.device) -> Evaluation:

@@ -17,6 +17,7 @@ from agents.policy_files import Checkpoints
 from agents.run_lock import RunInUse
 from agents.train_policy import train_policy
 from envs.tasks import near_matches
+from perceiver_obs.context_encoder import Backend
 from perceiver_obs.training.settings import by_place
 
 
@@ -49,6 +50,8 @@ class BenchmarkSettings(Protocol):
     """Train nothing; gather what is finished and write results, page and curves."""
     device: str = "auto"
     """Where the Perceiver and the policies run: "auto", "cpu", "cuda" ..."""
+    backend: Backend = "torch"
+    """What computes the contexts of frozen models: "torch", or "onnx" for ONNX Runtime on the CPU."""
     progress_bar: bool = True
     """Show a progress bar for each run."""
 
@@ -128,7 +131,9 @@ def _run(settings: BenchmarkSettings, key: RunKey, features: BenchmarkFeatures) 
     make = METHODS[key.method].features
     if make:
         changes["model"] = make(features, key.task, key.seed)
-    if METHODS[key.method].adapts:
+    if not METHODS[key.method].adapts:  # a graph would have to be made anew at each adaptation
+        changes["backend"] = settings.backend
+    else:
         changes["adapt_data"] = tuple(str(dataset.path) for dataset in features.rollouts(key.task))
     try:
         train_policy(settings.run(key.method, key.task, key.seed, **changes))

@@ -33,7 +33,8 @@ POLICY = {
 """CrossQ (Bhatt et al. 2024, https://arxiv.org/abs/1902.05605) is SAC with batch normalisation and without target
 networks. At one update a step plain SAC learns too little from 100k steps, whatever it sees (docs/recipe.md)."""
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
-INCIDENTAL = ("model", "adapt_data", "out", "device", "progress_bar", "record")  # may differ between machines
+# May differ between machines.
+INCIDENTAL = ("model", "adapt_data", "out", "device", "backend", "progress_bar", "record")
 OF_A_RUN = ("task", "observation", "seed", *ADAPT, *INCIDENTAL)  # all else is the protocol
 
 

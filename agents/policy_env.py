@@ -24,6 +24,7 @@ from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
 from envs import RecordRollouts, make_dmc
 from envs.dmc import RenderQuality
+from perceiver_obs.context_encoder import Backend
 
 Observation = Literal["context", "state", "pixels", "pca"]
 FRAME_STACK = 3
@@ -54,6 +55,8 @@ class PolicyEnvSettings:
     """Height and width of the frames in pixels."""
     device: str = "auto"
     """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
+    backend: Backend = "torch"
+    """What computes contexts: "torch", or "onnx" for ONNX Runtime on the CPU, about three times as fast for one row."""
 
     @property
     def reads_features(self) -> bool:
@@ -74,7 +77,8 @@ def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1, record: Path
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
     venv: VecEnv = DummyVecEnv(make) if num_envs == 1 else SubprocVecEnv(make, start_method="forkserver")
     if settings.observation == "context":
-        return VecPerceiverContext(venv, settings.model, device=settings.device)
+        device = "auto" if settings.backend == "onnx" else settings.device  # the policy may be elsewhere
+        return VecPerceiverContext(venv, settings.model, device=device, backend=settings.backend)
     if settings.observation == "pca":
         return VecFramePCA(venv, settings.model)
     if settings.observation == "pixels":

@@ -39,6 +39,7 @@ _MAY_CHANGE = {
     "total_frames",
     "out",
     "device",
+    "backend",
     "progress_bar",
     "eval_every",
     "eval_episodes",

@@ -142,6 +142,19 @@ def test_environments_side_by_side(perceiver):
     single.close()
 
 
+def test_onnx_runtime_gives_policies_the_same_contexts(perceiver):
+    pytest.importorskip("onnxruntime")
+    common = {"task": "cartpole-swingup", "model": perceiver, "action_repeat": REPEAT, "render_quality": "fast"}
+    contexts = []
+    for backend in ("torch", "onnx"):
+        venv = make_policy_env(PolicyEnvSettings(device="cpu", backend=backend, **common))
+        assert venv.encoder.backend == backend
+        venv.seed(0)
+        contexts.append([venv.reset(), *(venv.step(np.full((1, 1), 0.5, np.float32))[0] for _ in range(3))])
+        venv.close()
+    np.testing.assert_allclose(*contexts, atol=1e-4)
+
+
 def test_a_killed_run_resumes_from_its_last_checkpoint(perceiver, tmp_path, monkeypatch):
     """Killed after its second checkpoint was written, before the curve had that point."""
     settings = policy_settings(perceiver, tmp_path)

@@ -37,9 +37,10 @@ class AdaptContext(BaseCallback):
     """Trains the Perceiver on the frames that the policy sees, and keeps everything that holds contexts in step.
 
     Every `every` agent steps, after the transitions are stored and before the policy learns from them, a copy of the
-    Perceiver takes `steps` gradient steps on clips of all episodes so far and of the offline rollouts. Then it
-    takes the place of the one in the environment, mid-episode, and all observations in the replay buffer become the
-    contexts that it gives. The tokenizer and the statistics that contexts are centred by stay as they were.
+    Perceiver takes `steps` gradient steps on clips of all episodes so far, rewards included, and of the offline
+    rollouts. Then it takes the place of the one in the environment, mid-episode, and all observations in the replay
+    buffer become the contexts that it gives. The tokenizer and the statistics that contexts are centred by stay as
+    they were.
 
     All frames are kept in memory as uint8: H·W·C bytes a frame, 12 kB at 64×64 (0.6 GB for 50,000 agent steps),
     and once trained on, their code vectors beside them (2·h·w·code_dim bytes).

@@ -48,7 +48,7 @@ class RecordRollouts(gymnasium.Wrapper):
         mine = [index for index in whole_episodes(Path(path)) if index % num_workers == worker]
         self._next = max(mine, default=worker - num_workers) + num_workers
         self._seed = 0
-        self._begin(None, {})
+        self._clear()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -56,7 +56,8 @@ class RecordRollouts(gymnasium.Wrapper):
         """Begins an episode. It is recorded with the seed of the last reset that had one."""
         frame, info = self.env.reset(seed=seed, options=options)
         self._seed = self._seed if seed is None else seed
-        self._begin(frame, info)
+        self._clear()
+        self._add(frame, info)
         return frame, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -80,13 +81,11 @@ class RecordRollouts(gymnasium.Wrapper):
             self._next += self._stride
         return frame, reward, terminated, truncated, info
 
-    def _begin(self, frame: np.ndarray | None, info: dict[str, Any]) -> None:
+    def _clear(self) -> None:
         self._frames: list[np.ndarray] = []
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._rewards: list[float] = []
-        if frame is not None:
-            self._add(frame, info)
 
     def _add(self, frame: np.ndarray, info: dict[str, Any]) -> None:
         self._frames.append(frame)

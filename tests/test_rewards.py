@@ -16,7 +16,7 @@ def test_rewards_are_learned_whatever_their_scale_and_told_by_group():
     for group in range(3):
         objective.fit(group, rewards[groups == group])
     untrained = float(objective(moved, actions, rewards, groups).detach())
-    assert 0.3 < untrained < 3
+    assert 0.1 < untrained < 1
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     for _ in range(200):
         loss = objective(moved, actions, rewards, groups)

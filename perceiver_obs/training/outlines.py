@@ -146,7 +146,7 @@ class OutlineObjective(nn.Module):
         actions: Tensor | None,
         rewards: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses `outline`, `reward` (squared errors) and `contrastive` (cross-entropy), those that were asked for.
+        """Losses `outline` (squared error), `contrastive` (cross-entropy) and `reward`, those that were asked for.
 
         Args:
             contexts: `[B, A, D]`, of frames `anchors`, int64 `[A]`.

@@ -39,7 +39,9 @@ class RewardObjective(nn.Module):
         self.scale[group] = rewards.std().clamp_min(MIN_DEVIATION)
 
     def forward(self, moved: Tensor, actions: Tensor | None, rewards: Tensor, groups: Tensor) -> Tensor:
-        """Squared error, a scalar.
+        """Squared error, linear where it exceeds a deviation, a scalar.
+
+        So rewards that the data it was fitted to hardly had, as a policy comes to earn, do not drown the rest.
 
         Args:
             moved: contexts after 1 … K steps, `[B, A, K, D]`.
@@ -52,4 +54,4 @@ class RewardObjective(nn.Module):
             moved = torch.cat([moved, zeros if actions is None else actions], dim=-1)
         told = self.tell(self.read(moved) + self.of_group(groups)[:, None, None])[..., 0]
         wanted = (rewards - self.mean[groups][:, None, None]) / self.scale[groups][:, None, None]
-        return F.mse_loss(told, wanted)
+        return F.smooth_l1_loss(told, wanted)

@@ -4,6 +4,7 @@ set -euo pipefail
 tasks="walker-walk cartpole-swingup cheetah-run reacher-easy finger-spin ball_in_cup-catch"
 data=runs/dmc out=runs/dmc-small
 
+# Exploration.
 for task in $tasks; do
   collect="perceiver-obs collect --task $task --policy mixed"
   for quality in fast smooth; do
@@ -15,13 +16,31 @@ for task in $tasks; do
     --episodes 14 --max-steps 80
 done
 
-# Twice named counts twice: a fifth of the clips are of standard rendering.
+# Twice named counts twice.
 mixed() { for task in $tasks; do for kind in $1-starts $1-starts $1-wild $1-wild standard; do echo $data/$task-$kind; done; done; }
 # The tokenizer is older than the rest: trained on fast frames, learning motion by a head for each of three horizons, as
 # the version of commit c61faab does, and in two parts, 8,000 steps and then raised to 16,000.
 perceiver-obs train-tokenizer --data $(mixed fast) --out $out/tokenizer --steps 8000
 perceiver-obs train-tokenizer --data $(mixed fast) --out $out/tokenizer --steps 16000
-perceiver-obs train-predictor --data $(mixed smooth) --tokenizer $out/tokenizer --out $out/model --samples 8 --steps 13000
+# A first Perceiver, that of commit aa4fe6b, which had no rewards.
+perceiver-obs train-predictor --data $(mixed smooth) --tokenizer $out/tokenizer --out $out/first --samples 8 --steps 13000 \
+  --reward-weight 0
+python -c "from perceiver_obs import CausalPerceiverIO
+CausalPerceiverIO.from_pretrained('$out/first').save_pretrained('$out/first-half', half_precision=True)"
 
+# What policies meet that learn on its contexts.
+for task in $tasks; do
+  frames=30000
+  if [ $task = finger-spin ]; then frames=20000; fi
+  perceiver-obs train-policy --task $task --model $out/first-half --action-repeat planet --render-quality smooth \
+    --algorithm CrossQ --learning-rate 1e-3 --hyperparameters ent_coef auto_0.1 --total-frames $frames \
+    --eval-every $frames --eval-episodes 2 --out runs/met/$task --record $data/$task-smooth-met
+done
+
+# The Perceiver goes on with these, and with the rewards.
+met() { for task in $tasks; do for kind in smooth-starts smooth-starts smooth-wild smooth-met smooth-met standard; do \
+  echo $data/$task-$kind; done; done; }
+perceiver-obs train-predictor --data $(met) --begin-with $out/first-half --out $out/model --samples 8 --steps 10000 \
+  --learning-rate 5e-4
 python -c "from perceiver_obs import CausalPerceiverIO
 CausalPerceiverIO.from_pretrained('$out/model').save_pretrained('$out/half', half_precision=True)"

@@ -37,7 +37,7 @@ for task in $tasks; do
     --eval-every $frames --eval-episodes 2 --out runs/met/$task --record $data/$task-smooth-met
 done
 
-# The Perceiver goes on with these, and with the rewards.
+# The Perceiver goes on with these, and with the rewards, whose error was squared in the version of commit ce331f8.
 met() { for task in $tasks; do for kind in smooth-starts smooth-starts smooth-wild smooth-met smooth-met standard; do \
   echo $data/$task-$kind; done; done; }
 perceiver-obs train-predictor --data $(met) --begin-with $out/first-half --out $out/model --samples 8 --steps 10000 \

@@ -159,6 +159,10 @@ def test_a_training_begins_with_the_weights_of_a_model(tiny_data, tiny_model, tm
     old, new = before.extract_context(video)[0], after.extract_context(video)[0]
     assert np.corrcoef(old.flatten(), new.flatten())[0, 1] > 0.9, "the same contexts, centred and scaled anew"
     assert len(read_data_record(tmp_path / "run")) == 1, "the same rollouts count once"
+    of_more_tasks = CausalPerceiverIO(**{**before.config(), "action_dim": 3})
+    of_more_tasks.save_pretrained(tmp_path / "more")
+    narrower = replace(settings, begin_with=str(tmp_path / "more"), out=str(tmp_path / "narrower"), steps=1)
+    assert train_predictor(narrower).action_dim == 3, "this data's actions have one dimension"
     with pytest.raises(ValueError, match="num_latents is 4 there and 8 here"):
         train_predictor(replace(settings, out=str(tmp_path / "other"), num_latents=8))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
@@ -197,16 +198,16 @@ class PredictorStage(Stage):
         begun = None if settings.begin_with is None else CausalPerceiverIO.from_pretrained(settings.begin_with)
         tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer) if begun is None else begun.tokenizer
         self.made_from = find_pretrained(settings.begin_with or settings.tokenizer)
-        self.cache = TokenCache(run.token_cache, tokenizer, datasets)
-        self.cache.fill(accelerator)
         contract = joint_contract(datasets)
         self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
-        self.model = self._build_model(tokenizer, contract)
-        if begun is None:
-            self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
-        else:
+        self.model = self._build_model(tokenizer, contract, begun)
+        if begun is not None:
             self.inputs["begin_with"] = begun.fingerprint
             _take_weights(self.model, begun)
+        self.cache = TokenCache(run.token_cache, tokenizer, datasets)
+        self.cache.fill(accelerator)
+        if begun is None:
+            self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         outlines = make_outlines(self.model, settings, len(tasks))
         self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device)
         self.module.fit(self.clips, self.groups, settings.seed)
@@ -214,8 +215,12 @@ class PredictorStage(Stage):
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
         )
 
-    def _build_model(self, tokenizer: VQPTTokenizer, contract: dict[str, Any]) -> CausalPerceiverIO:
+    def _build_model(
+        self, tokenizer: VQPTTokenizer, contract: dict[str, Any], begun: CausalPerceiverIO | None
+    ) -> CausalPerceiverIO:
         settings = self.settings
+        # A model of several tasks may read larger actions than those of this data.
+        action_dim = max(self.clips.action_dim, (begun and begun.action_dim) or 0)
         torch.manual_seed(settings.seed)
         model = CausalPerceiverIO.from_tokenizer(
             tokenizer,
@@ -231,7 +236,7 @@ class PredictorStage(Stage):
             keypoints=settings.keypoints,
             dropout=settings.dropout,
             timescales=settings.timescales,
-            action_dim=self.clips.action_dim if settings.read_actions else None,
+            action_dim=action_dim if settings.read_actions else None,
         )
         model.frame_contract = contract
         model.tokenizer.requires_grad_(False)
@@ -244,8 +249,9 @@ class PredictorStage(Stage):
     def _batch_of(self, clips: RolloutClips, places: Sequence[ClipPlace]) -> dict[str, Tensor]:
         vectors, tokens = self.cache.clips(places, self.settings.clip_length)
         batch = {"vectors": vectors, "tokens": tokens}
-        if self.settings.read_actions:
-            batch["actions"] = torch.from_numpy(clips.actions(places))
+        if self.model.action_dim is not None:
+            actions = torch.from_numpy(clips.actions(places))
+            batch["actions"] = pad_actions(actions, self.model.action_dim, actions.shape[:2])
         if self.settings.perceptual_weight or self.settings.reads_outlines:
             batch["frames"] = torch.from_numpy(clips.frames(places))
         if self.settings.reads_outlines:

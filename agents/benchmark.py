@@ -131,10 +131,10 @@ def _run(settings: BenchmarkSettings, key: RunKey, features: BenchmarkFeatures) 
     make = METHODS[key.method].features
     if make:
         changes["model"] = make(features, key.task, key.seed)
-    if not METHODS[key.method].adapts:  # a graph would have to be made anew at each adaptation
-        changes["backend"] = settings.backend
-    else:
+    if METHODS[key.method].adapts:
         changes["adapt_data"] = tuple(str(dataset.path) for dataset in features.rollouts(key.task))
+    else:  # where it adapts, a graph would have to be made anew each time
+        changes["backend"] = settings.backend
     try:
         train_policy(settings.run(key.method, key.task, key.seed, **changes))
     except RunInUse as error:

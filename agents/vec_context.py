@@ -23,7 +23,7 @@ class FramesSeen:
         began: bool `[N]`, the rows whose episode begins with that frame.
         actions: float32 `[N, A]`, the actions just taken; None after a reset, and where the model is given none.
         final_frames: by row, uint8 `[H, W, C]`: the last frame of an episode that this step has ended.
-        rewards: float32 `[N]`, of the step; None after a reset.
+        rewards: float `[N]`, of the step; None after a reset.
     """
 
     frames: np.ndarray
@@ -116,8 +116,7 @@ class VecPerceiverContext(VecEnvWrapper):
             self.encoder.reset(rows)
         frames = self._layout.frames(observations)
         contexts = self.encoder.push(frames, self._actions)
-        earned = np.array(rewards, np.float32)
-        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, earned)
+        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, rewards)
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
     def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:

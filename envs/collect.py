@@ -16,7 +16,6 @@ from envs.policies import policy_parts
 from envs.pool import CollectionError, Messages, Worker, WorkerPool
 from envs.process_worker import ProcessWorker, num_cores, worker_variables
 from envs.rollouts import RolloutDataset, RolloutWriter, whole_episodes
-from envs.tasks import env_id
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,8 @@ def make_collection_env(settings: CollectSettings) -> DmcEnv:
 def dataset_meta(settings: CollectSettings, env: DmcEnv) -> dict[str, Any]:
     """The metadata of the dataset that `settings` ask for: all that determines its episodes."""
     parts = policy_parts(settings.policy)
-    contract = env.frame_contract
-    kwargs = {name: contract[name] for name in ("size", "camera", "action_repeat", "render_quality")}
     return {
-        "env": {"id": env_id(settings.task), "kwargs": kwargs},
-        "frame_contract": contract,
-        "action_size": env.action_size,
-        "state_names": list(env.state_names) if settings.states else None,
+        **env.rollout_meta(settings.states),
         "collection": {
             "policy": parts,
             "policy_sha256": {part: _sha256(part) for part in parts if part.endswith(".zip")},

@@ -151,6 +151,17 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
             "tasks": [task],
         }
 
+    def rollout_meta(self, states: bool) -> dict[str, Any]:
+        """What the metadata of a dataset of this environment's episodes says of it; with or without states."""
+        contract = self.frame_contract
+        kwargs = {name: contract[name] for name in ("size", "camera", "action_repeat", "render_quality")}
+        return {
+            "env": {"id": env_id(contract["tasks"][0]), "kwargs": kwargs},
+            "frame_contract": contract,
+            "action_size": self.action_size,
+            "state_names": list(self.state_names) if states else None,
+        }
+
     @property
     def physics(self) -> Any:
         """The dm_control `Physics`, for looking at; environments are stepped by `step` alone."""

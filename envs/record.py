@@ -7,7 +7,6 @@ import gymnasium
 import numpy as np
 
 from envs.rollouts import RolloutWriter, whole_episodes
-from envs.tasks import env_id
 
 
 class RecordRollouts(gymnasium.Wrapper):
@@ -17,7 +16,8 @@ class RecordRollouts(gymnasium.Wrapper):
     on. Running again adds to what is there; episodes that were broken off are left out.
 
     Args:
-        env: a `make_dmc` environment. Actions must lie in [-1, 1]. States are recorded where `info` holds them.
+        env: a `make_dmc` environment. Actions are recorded as it takes them, clipped to [-1, 1], and states where
+            `info` holds them.
         path: directory of the dataset.
         policy: tag of what acts.
         worker: number of this environment among those that write to the dataset.
@@ -32,18 +32,9 @@ class RecordRollouts(gymnasium.Wrapper):
         self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy", worker: int = 0, num_workers: int = 1
     ):
         super().__init__(env)
-        contract = env.get_wrapper_attr("frame_contract")
         self._keeps_states = env.get_wrapper_attr("state_in_info")
-        names = list(env.get_wrapper_attr("state_names")) if self._keeps_states else None
-        kwargs = {name: contract[name] for name in ("size", "camera", "action_repeat", "render_quality")}
-        meta = {
-            "env": {"id": env_id(contract["tasks"][0]), "kwargs": kwargs},
-            "frame_contract": contract,
-            "action_size": env.get_wrapper_attr("action_size"),
-            "state_names": names,
-            "collection": {"policy": [policy]},
-        }
-        self._writer = RolloutWriter(path, meta)
+        meta = env.get_wrapper_attr("rollout_meta")(self._keeps_states)
+        self._writer = RolloutWriter(path, {**meta, "collection": {"policy": [policy]}})
         self._policy, self._stride = policy, num_workers
         mine = [index for index in whole_episodes(Path(path)) if index % num_workers == worker]
         self._next = max(mine, default=worker - num_workers) + num_workers

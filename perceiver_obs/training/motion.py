@@ -22,7 +22,7 @@ class MotionObjective(nn.Module):
 
     Args:
         vector_size: numbers in a frame's code vectors, `h * w * code_dim`.
-        outlines: fitted to the data, with a longest horizon of `HORIZON`.
+        outlines: `of_outlines.fit` fits them to the data; with a longest horizon of `HORIZON`.
         action_dim: width of the actions.
     """
 

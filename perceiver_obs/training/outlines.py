@@ -84,20 +84,6 @@ def task_groups(datasets: Sequence[RolloutDataset]) -> tuple[list[str], list[int
     return tasks, [tasks.index(task) for task in shown]
 
 
-def fit_outlines(
-    outlines: Outlines, clips: RolloutClips, groups: Sequence[int], seed: int, rewards: RewardObjective | None = None
-) -> None:
-    """Fits the groups of the clips' datasets, each on clips of all its datasets; and their rewards with them."""
-    for group in sorted(set(groups)):
-        chosen = [number for number, each in enumerate(groups) if each == group]
-        datasets, episodes = [clips.datasets[n] for n in chosen], [clips.episodes[n] for n in chosen]
-        of_group = RolloutClips(datasets, episodes, clips.index.clip_length)
-        places = of_group.index.draw(CLIPS_TO_FIT, seed, 0)
-        outlines.fit(group, torch.from_numpy(of_group.frames(places)).to(outlines.mean.device))
-        if rewards is not None:
-            rewards.fit(group, torch.from_numpy(of_group.rewards(places)[:, 1:]).to(rewards.mean.device))
-
-
 class OutlineObjective(nn.Module):
     """What contexts learn positions and motion from: to tell outlines, and to pick frames by them.
 
@@ -106,7 +92,7 @@ class OutlineObjective(nn.Module):
     evenly.
 
     Args:
-        outlines: fitted to the data.
+        outlines: what is told; `fit` fits them to the data.
         context_dim: width D of the contexts.
         action_dim: width of the actions; None foretells without them.
         tell: tell the outline of the frame, the change before and those after, up to the longest horizon.
@@ -134,8 +120,16 @@ class OutlineObjective(nn.Module):
         self.rewards = RewardObjective(context_dim, action_dim, len(outlines.mean)) if rewards else None
 
     def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
-        """Fits scales of outlines and rewards to the groups of the clips' datasets."""
-        fit_outlines(self.outlines, clips, groups, seed, self.rewards)
+        """Fits scales of outlines and rewards to the groups of the clips' datasets, each on clips of all of its own."""
+        device = self.outlines.mean.device
+        for group in sorted(set(groups)):
+            chosen = [number for number, each in enumerate(groups) if each == group]
+            datasets, episodes = [clips.datasets[n] for n in chosen], [clips.episodes[n] for n in chosen]
+            of_group = RolloutClips(datasets, episodes, clips.index.clip_length)
+            places = of_group.index.draw(CLIPS_TO_FIT, seed, 0)
+            self.outlines.fit(group, torch.from_numpy(of_group.frames(places)).to(device))
+            if self.rewards is not None:
+                self.rewards.fit(group, torch.from_numpy(of_group.rewards(places)[:, 1:]).to(device))
 
     def forward(
         self,

@@ -11,7 +11,7 @@ HIDDEN = 256
 class RewardObjective(nn.Module):
     """Foretells the rewards of the steps to come from contexts that are moved along.
 
-    Beside the transition it is what representations for control gain most from (Tomar et al. 2021, arXiv:2111.07775).
+    Transitions and rewards are what the baseline of Tomar et al. 2021 (arXiv:2111.07775) learns from.
     Rewards are centred and scaled for each group of data (such as a task), whose number the head is told.
 
     Args:
@@ -50,8 +50,9 @@ class RewardObjective(nn.Module):
             groups: int64 `[B]`.
         """
         if self.action_dim:
-            zeros = moved.new_zeros(*moved.shape[:3], self.action_dim)
-            moved = torch.cat([moved, zeros if actions is None else actions], dim=-1)
+            if actions is None:
+                actions = moved.new_zeros(*moved.shape[:3], self.action_dim)
+            moved = torch.cat([moved, actions], dim=-1)
         told = self.tell(self.read(moved) + self.of_group(groups)[:, None, None])[..., 0]
         wanted = (rewards - self.mean[groups][:, None, None]) / self.scale[groups][:, None, None]
         return F.smooth_l1_loss(told, wanted)

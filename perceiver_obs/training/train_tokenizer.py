@@ -15,7 +15,7 @@ from perceiver_obs.training.evaluation import used_share
 from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
 from perceiver_obs.training.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
-from perceiver_obs.training.outlines import Outlines, fit_outlines, task_groups
+from perceiver_obs.training.outlines import Outlines, task_groups
 from perceiver_obs.training.report import save_section
 from perceiver_obs.training.run_directory import RunDirectory
 from perceiver_obs.training.settings import RunSettings, may_change
@@ -154,9 +154,10 @@ class TokenizerStage(Stage):
         tasks, self.groups = task_groups(self.moving.datasets)
         size, channels = (self.moving.datasets[0].meta["frame_contract"][name] for name in ("size", "channels"))
         outlines = Outlines(settings.outline_order, len(tasks), (channels, size, size), HORIZON)
-        fit_outlines(outlines, self.moving, self.groups, settings.seed)
         vector_size = (size // settings.downsample) ** 2 * settings.code_dim
-        return MotionObjective(vector_size, outlines, self.moving.action_dim)
+        motion = MotionObjective(vector_size, outlines, self.moving.action_dim)
+        motion.of_outlines.fit(self.moving, self.groups, settings.seed)
+        return motion
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:
         places = self.clips.index.draw(self.settings.batch_size, self.settings.seed, step, rank)

@@ -28,7 +28,7 @@ perceiver-obs train-predictor --data $(mixed smooth) --tokenizer $out/tokenizer 
 python -c "from perceiver_obs import CausalPerceiverIO
 CausalPerceiverIO.from_pretrained('$out/first').save_pretrained('$out/first-half', half_precision=True)"
 
-# What policies meet that learn on its contexts.
+# What policies meet that learn on its contexts. (The finger's run was begun with 30,000 and stopped after 20 episodes.)
 for task in $tasks; do
   frames=30000
   if [ $task = finger-spin ]; then frames=20000; fi

@@ -31,7 +31,7 @@ POLICY = {
     "hyperparameters": {"ent_coef": "auto_0.1"},
 }
 """CrossQ (Bhatt et al. 2024, https://arxiv.org/abs/1902.05605) is SAC with batch normalisation and without target
-networks. From the true state of cheetah-run and reacher-easy SAC learned far less in 100k steps (docs/recipe.md)."""
+networks. In 100k steps from the true state of cheetah-run SAC learned a fifth as much (docs/recipe.md)."""
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
 # May differ between machines.
 INCIDENTAL = ("model", "adapt_data", "out", "device", "backend", "progress_bar", "record")

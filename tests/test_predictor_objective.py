@@ -85,6 +85,17 @@ def test_visible_tokens_are_none_or_some_but_never_all():
     assert visible.unique().numel() > 20
 
 
+def test_contexts_are_of_different_frames_mostly_of_those_that_see_most():
+    torch.manual_seed(0)
+    trained = objective(LossWeights(), samples=4)  # horizons up to 3; the tiny model sees 4 frames
+    drawn = torch.stack([trained._anchors(12, torch.device("cpu")) for _ in range(500)])
+    assert all(row.unique().numel() == 4 for row in drawn)
+    counts = drawn.flatten().bincount(minlength=9)
+    assert counts[0] < counts[1] < counts[2] < counts[3:].min()
+    trained.samples = 100
+    assert sorted(trained._anchors(6, torch.device("cpu")).tolist()) == [0, 1, 2]
+
+
 def test_tokens_are_predicted_as_often_as_asked(batch):
     trained = objective(LossWeights(), samples=3, token_predictions=5)
     counted = []

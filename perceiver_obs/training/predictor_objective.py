@@ -53,7 +53,7 @@ class PredictorObjective(nn.Module):
         predictor: to train.
         weights: of the objectives.
         horizons: steps ahead to predict tokens over, drawn evenly; 0 asks for the frame itself.
-        samples: frames of each clip whose contexts are trained.
+        samples: frames of each clip whose contexts are trained, at most as many as have frames enough after them.
         token_predictions: predictions of tokens a batch, drawn from the samples of all clips; None predicts from each.
         foreground_weight: how much more a position counts that moves as much as the average one of its clip.
         quantized_input: share of the clips that are read as looked-up codes, as generation does.
@@ -177,11 +177,15 @@ class PredictorObjective(nn.Module):
         return parts
 
     def _anchors(self, length: int, device: torch.device) -> Tensor:
-        """Frames `[samples]` to predict from, the same for all clips, so that other contexts need no computing."""
+        """Different frames to predict from, the same for all clips, so that other contexts need no computing.
+
+        A clip's first frames, whose contexts see less than those of a running episode, are drawn less often.
+        """
         farthest = max(*self.horizons, self.of_outlines.max_horizon if self.of_outlines else 0)
         if length <= farthest:
             raise ValueError(f"clips of {length} frames are too short for a horizon of {farthest}")
-        return torch.randint(length - farthest, (self.samples,), device=device)
+        frames_seen = torch.arange(1, length - farthest + 1, device=device).clamp(max=self.predictor.receptive_field)
+        return frames_seen.float().multinomial(min(self.samples, len(frames_seen)))
 
     def _horizons(self, count: int, device: torch.device) -> Tensor:
         """To foretell tokens over; their own frame's tokens are given to the queries anyway."""

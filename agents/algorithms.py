@@ -16,6 +16,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 
+# For `load`: the replay buffer's class follows from n_steps again. SB3 warns if it comes from the file.
+CHOOSES_BUFFER = {"replay_buffer_class": None}
 EXPLORATION_NOISE = 0.1  # of the action range [-1, 1]; TD3 and DDPG do not explore by themselves
 
 
@@ -35,7 +37,8 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
 
 def load_to_act(name: str, path: Path, device: str, venv: VecEnv | None = None) -> BaseAlgorithm:
     """A trained policy of algorithm `name` that only acts: it has no replay buffer, which could take gigabytes."""
-    return algorithm_class(name).load(path, env=venv, device=device, custom_objects={"buffer_size": 1})
+    custom_objects = {"buffer_size": 1, **CHOOSES_BUFFER}
+    return algorithm_class(name).load(path, env=venv, device=device, custom_objects=custom_objects)
 
 
 def make_algorithm(

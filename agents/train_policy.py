@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adapt_context import AdaptContext
 from agents.adapt_run import adapted_record, make_adapt
-from agents.algorithms import algorithm_class, make_algorithm
+from agents.algorithms import CHOOSES_BUFFER, algorithm_class, make_algorithm
 from agents.fingerprint import check_fingerprint
 from agents.follow_training import FollowTraining
 from agents.learning_curve import CURVE_FILE, LearningCurve
@@ -206,6 +206,7 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
         checkpoint / POLICY_FILE,
         env=venv,
         device=settings.device,
+        custom_objects=CHOOSES_BUFFER,
         tensorboard_log=str(settings.out / "tensorboard"),
     )
     if isinstance(algorithm, OffPolicyAlgorithm):

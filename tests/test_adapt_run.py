@@ -34,6 +34,7 @@ def run_settings(data, out, model, **changes) -> TrainPolicySettings:
         adapt_steps=2,
         adapt_learning_rate=1e-2,
         adapt_data=(str(data), str(data)),  # named twice, counted once
+        hyperparameters={"n_steps": 3},
     )
     return policy_settings(model, out, **(arguments | changes))
 

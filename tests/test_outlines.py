@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from perceiver_obs.training.outlines import LinearMotion, OutlineContrast, OutlineObjective, Outlines
+from perceiver_obs.training.outlines import LinearMotion, OutlineContrast, OutlineObjective, Outlines, edges
 
 
 @pytest.fixture
@@ -22,11 +22,25 @@ def fitted(clips, max_horizon=3) -> Outlines:
 
 def test_coefficients_are_the_lowest_of_the_cosine_transform(clips):
     outlines = Outlines(5, 1, clips.shape[2:], 1)
-    expected = dctn(clips.double().numpy() / 255, axes=(-2, -1), norm="ortho")[..., :5, :5]
+    expected = dctn(edges(clips.double() / 255).numpy(), axes=(-2, -1), norm="ortho")[..., :5, :5]
     torch.testing.assert_close(
         outlines.coefficients(clips), torch.tensor(expected).float().flatten(2), atol=1e-4, rtol=0
     )
     torch.testing.assert_close(outlines.coefficients(clips), outlines.coefficients(clips.float() / 255))
+
+
+def test_edges_tell_strength_and_direction():
+    """A ramp in each direction, on one of two channels: the gradient is its slope."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    slope = 0.05
+    for degrees in (0, 30, 90, 135, 210):
+        angle = torch.deg2rad(torch.tensor(float(degrees)))
+        ramp = slope * (x * angle.cos() + y * angle.sin())
+        maps = edges(torch.stack([ramp, torch.zeros(8, 8)]))
+        assert maps.shape == (3, 8, 8)
+        told = maps[:, 1:-1, 1:-1].mean((1, 2))
+        expected = slope * torch.stack([(2 * angle).cos(), (2 * angle).sin(), torch.tensor(1.0)])
+        torch.testing.assert_close(told, expected, atol=2e-3, rtol=0)
 
 
 def test_every_group_is_centred_and_scaled_by_itself(clips):

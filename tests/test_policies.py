@@ -87,7 +87,7 @@ def test_evaluation_is_that_of_the_policy_in_the_environment(trained, tmp_path):
         ("state", "PPO", {"n_steps": 24}),
         ("pixels", "TD3", {}),
         ("pixels", "CrossQ", {}),
-        ("context", "TQC", {"gamma": 0.9}),
+        ("context", "TQC", {"gamma": 0.9, "n_steps": 3}),
     ],
 )
 def test_baselines_and_other_algorithms_share_the_harness(perceiver, tmp_path, observation, algorithm, hyperparameters):

@@ -1,4 +1,4 @@
-"""Outlines: the low spatial frequencies of frames, what a context learns positions and motion from fastest."""
+"""Outlines: the low spatial frequencies of a frame's edges, what a context learns positions and motion from fastest."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,18 @@ from perceiver_obs.training.rewards import RewardObjective
 CLIPS_TO_FIT = 512  # of each group
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
 MIN_CHANGE = 1e-3
+EDGE_MAPS = 3
+FAINT = 1e-3  # of a step in brightness, in [0, 1]
 
 
 class Outlines(nn.Module):
     """Outlines of frames and how they change, centred and scaled for each group of data (such as a task).
 
     An outline holds the `order` x `order` lowest coefficients of the two-dimensional cosine transform (DCT-II,
-    Ahmed et al. 1974) of each channel. Unlike pixels, they change smoothly with where things are, to fractions of a
-    pixel. Each is divided by the root of its standard deviation, halfway between counting coefficients by their
-    energy and counting them alike. Changes over k frames are scaled to be as large as outlines are, so that slow
-    motion counts.
+    Ahmed et al. 1974) of each map of `edges`. Unlike pixels, they change smoothly with where things are and how they
+    are turned, to fractions of a pixel. Each is divided by the root of its standard deviation, halfway between
+    counting coefficients by their energy and counting them alike. Changes over k frames are scaled to be as large as
+    outlines are, so that slow motion counts.
 
     Args:
         order: coefficients in each direction, up to the frame's height and width.
@@ -40,10 +42,10 @@ class Outlines(nn.Module):
 
     def __init__(self, order: int, num_groups: int, frame_shape: Sequence[int], max_horizon: int):
         super().__init__()
-        channels, height, width = frame_shape
+        _, height, width = frame_shape
         if not 1 <= order <= min(height, width):
             raise ValueError(f"order must lie in 1 to {min(height, width)}, got {order}")
-        self.num_coefficients = channels * order**2
+        self.num_coefficients = EDGE_MAPS * order**2
         self.register_buffer("rows", cosine_basis(order, height), persistent=False)
         self.register_buffer("columns", cosine_basis(order, width), persistent=False)
         self.register_buffer("mean", torch.zeros(num_groups, self.num_coefficients))
@@ -53,7 +55,7 @@ class Outlines(nn.Module):
     def coefficients(self, frames: Tensor) -> Tensor:
         """Raw coefficients `[B, T, F]` of frames `[B, T, C, H, W]`, uint8 or float in [0, 1]."""
         frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-        return (self.rows @ frames @ self.columns.T).flatten(2)
+        return (self.rows @ edges(frames) @ self.columns.T).flatten(2)
 
     @torch.no_grad()
     def fit(self, group: int, frames: Tensor) -> None:
@@ -276,6 +278,21 @@ class OutlineContrast(nn.Module):
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def edges(frames: Tensor) -> Tensor:
+    """Three maps `[..., 3, H, W]` of the edges in frames `[..., C, H, W]`, C channels, float in [0, 1].
+
+    Where brightness changes by a gradient of length g at angle φ, they hold g·cos 2φ, g·sin 2φ and g, summed over the
+    channels: how strong an edge is and how it is turned, whichever side is brighter. (The doubled angle is that of the
+    structure tensor, Bigün and Granlund 1987; edges by direction are good targets to learn features from, see HOG in
+    Wei et al. 2021, arXiv:2112.09133.) Gradients are central differences, 0 on the frame's border.
+    """
+    across, down = frames[..., 1:-1, 2:] - frames[..., 1:-1, :-2], frames[..., 2:, 1:-1] - frames[..., :-2, 1:-1]
+    across, down = (F.pad(each / 2, (1, 1, 1, 1)) for each in (across, down))
+    strength = (across.square() + down.square() + FAINT**2).sqrt()
+    maps = ((across.square() - down.square()) / strength, 2 * across * down / strength, strength)
+    return torch.stack([each.sum(-3) for each in maps], dim=-3)
 
 
 def cosine_basis(order: int, size: int) -> Tensor:

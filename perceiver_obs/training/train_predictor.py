@@ -90,7 +90,7 @@ class TrainPredictorSettings(RunSettings):
     foreground_weight: float = 0.0
     """Extra weight of places that move in their clip."""
     outline_weight: float = 1.0
-    """Weight of telling the low spatial frequencies of frames and how they change."""
+    """Weight of telling outlines, low spatial frequencies of the edges in frames, and how they change."""
     contrastive_weight: float = 0.3
     """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
     reward_weight: float = 0.3

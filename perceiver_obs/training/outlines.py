@@ -15,7 +15,7 @@ CLIPS_TO_FIT = 512  # of each group
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
 MIN_CHANGE = 1e-3
 EDGE_MAPS = 3
-FAINT = 1e-3  # of a step in brightness, in [0, 1]
+FAINT = 2e-3  # of a change in brightness over two pixels, in [0, 1]
 
 
 class Outlines(nn.Module):
@@ -289,10 +289,12 @@ def edges(frames: Tensor) -> Tensor:
     Wei et al. 2021, arXiv:2112.09133.) Gradients are central differences, 0 on the frame's border.
     """
     across, down = frames[..., 1:-1, 2:] - frames[..., 1:-1, :-2], frames[..., 2:, 1:-1] - frames[..., :-2, 1:-1]
-    across, down = (F.pad(each / 2, (1, 1, 1, 1)) for each in (across, down))
-    strength = (across.square() + down.square() + FAINT**2).sqrt()
-    maps = ((across.square() - down.square()) / strength, 2 * across * down / strength, strength)
-    return torch.stack([each.sum(-3) for each in maps], dim=-3)
+    length = (across.square() + down.square() + FAINT**2).sqrt()
+    cosine = across / length
+    total = length.sum(-3)
+    # cos 2φ = 2 cos² φ - 1 and sin 2φ = 2 sin φ cos φ
+    maps = [2 * (across * cosine).sum(-3) - total, 2 * (down * cosine).sum(-3), total]
+    return F.pad(torch.stack(maps, dim=-3) / 2, (1, 1, 1, 1))
 
 
 def cosine_basis(order: int, size: int) -> Tensor:

@@ -281,20 +281,21 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def edges(frames: Tensor) -> Tensor:
-    """Three maps `[..., 3, H, W]` of the edges in frames `[..., C, H, W]`, C channels, float in [0, 1].
+    """Three maps `[..., 3, H, W]` of the edges in frames `[..., C, H, W]`, float in [0, 1].
 
-    Where brightness changes by a gradient of length g at angle φ, they hold g·cos 2φ, g·sin 2φ and g, summed over the
-    channels: how strong an edge is and how it is turned, whichever side is brighter. (The doubled angle is that of the
-    structure tensor, Bigün and Granlund 1987; edges by direction are good targets to learn features from, see HOG in
-    Wei et al. 2021, arXiv:2112.09133.) Gradients are central differences, 0 on the frame's border.
+    Where brightness (the mean of the channels) changes by a gradient of length g at angle φ, they hold g·cos 2φ,
+    g·sin 2φ and g: how strong an edge is and how it is turned, whichever side is brighter. (The doubled angle is that
+    of the structure tensor, Bigün and Granlund 1987; edges by direction are good targets to learn features from, see
+    HOG in Wei et al. 2021, arXiv:2112.09133.) Gradients are central differences, 0 on the frame's border.
     """
-    across, down = frames[..., 1:-1, 2:] - frames[..., 1:-1, :-2], frames[..., 2:, 1:-1] - frames[..., :-2, 1:-1]
+    brightness = frames.mean(-3)
+    across = brightness[..., 1:-1, 2:] - brightness[..., 1:-1, :-2]
+    down = brightness[..., 2:, 1:-1] - brightness[..., :-2, 1:-1]
     length = (across.square() + down.square() + FAINT**2).sqrt()
     cosine = across / length
-    total = length.sum(-3)
     # cos 2φ = 2 cos² φ - 1 and sin 2φ = 2 sin φ cos φ
-    maps = [2 * (across * cosine).sum(-3) - total, 2 * (down * cosine).sum(-3), total]
-    return F.pad(torch.stack(maps, dim=-3) / 2, (1, 1, 1, 1))
+    maps = torch.stack([2 * across * cosine - length, 2 * down * cosine, length], dim=-3)
+    return F.pad(maps / 2, (1, 1, 1, 1))
 
 
 def cosine_basis(order: int, size: int) -> Tensor:

@@ -38,6 +38,9 @@ class EvaluateSettings:
     """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
     out: Path | None = None
     """JSON file of the result; None for evaluation.json beside the policy."""
+    record: Path | None = None
+    """Directory that the episodes are added to as rollouts with states, for the on-policy part of a probe or for
+    training. None keeps none."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,18 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     Raises:
         FileNotFoundError: there is no policy, or its `policy.json` is missing.
         ValueError: a file is damaged, or a setting is out of range.
+        RolloutError: `record` holds rollouts of another environment.
         WrongPerceiver: the Perceiver is not the one that the policy was trained with.
     """
     for name in ("episodes", "num_envs"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
     policy, venv, record = load_policy(
-        settings.policy, num_envs=settings.num_envs, model=settings.model, device=settings.device
+        settings.policy,
+        num_envs=settings.num_envs,
+        model=settings.model,
+        device=settings.device,
+        record=settings.record,
     )
     try:
         returns, lengths = play_episodes(
@@ -91,7 +99,12 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
 
 def load_policy(
-    path: str | Path, *, num_envs: int = 1, model: str | None = None, device: str = "auto"
+    path: str | Path,
+    *,
+    num_envs: int = 1,
+    model: str | None = None,
+    device: str = "auto",
+    record: Path | None = None,
 ) -> tuple[BaseAlgorithm, VecEnv, PolicyRecord]:
     """A trained policy to act with, the environments it acts in, and its record.
 
@@ -100,27 +113,28 @@ def load_policy(
         num_envs: environments to make.
         model: where the Perceiver's checkpoint lies now, if not where it lay in training.
         device: where the Perceiver and the policy run.
+        record: directory that whole episodes are written to as rollouts.
 
     Raises:
         FileNotFoundError, ValueError, WrongPerceiver: as for `evaluate`.
     """
     directory = _directory(Path(path))
-    record = PolicyRecord.load(directory)
+    saved = PolicyRecord.load(directory)
     if not (directory / POLICY_FILE).is_file():
         raise FileNotFoundError(f"{directory / POLICY_FILE} is missing: the training has not finished")
     known = {entry.name for entry in fields(PolicyEnvSettings)}
-    settings = {name: value for name, value in record.settings.items() if name in known} | {"device": device}
-    settings["model"] = model if model is not None else record.perceiver(directory)
-    venv = make_policy_env(PolicyEnvSettings(**settings), num_envs)
+    settings = {name: value for name, value in saved.settings.items() if name in known} | {"device": device}
+    settings["model"] = model if model is not None else saved.perceiver(directory)
+    venv = make_policy_env(PolicyEnvSettings(**settings), num_envs, record, recorded_as="policy")
     try:
-        if record.fingerprint is not None:
+        if saved.fingerprint is not None:
             found = venv.encoder.fingerprint  # type: ignore[attr-defined]
-            check_fingerprint(found, record.fingerprint, f"the policy in {directory}")
-        policy = load_to_act(record.algorithm, directory / POLICY_FILE, device, venv)
+            check_fingerprint(found, saved.fingerprint, f"the policy in {directory}")
+        policy = load_to_act(saved.algorithm, directory / POLICY_FILE, device, venv)
     except BaseException:
         venv.close()
         raise
-    return policy, venv, record
+    return policy, venv, saved
 
 
 def _directory(policy: Path) -> Path:

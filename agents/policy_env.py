@@ -64,15 +64,19 @@ class PolicyEnvSettings:
         return self.observation in ("context", "pca")
 
 
-def make_policy_env(settings: PolicyEnvSettings, num_envs: int = 1, record: Path | None = None) -> VecEnv:
+def make_policy_env(
+    settings: PolicyEnvSettings, num_envs: int = 1, record: Path | None = None, recorded_as: str = "training"
+) -> VecEnv:
     """Makes `num_envs` environments, in processes of their own where there are several.
 
     Each is wrapped in a `Monitor`, so that returns are those of the task. Observations are contexts float32
     `[N, D]`, states float32 `[N, S]`, stacked frames uint8 `[N, 3·3, H, W]`, or their principal components
-    float32 `[N, K]`. Where `record` names a directory, whole episodes are written there as rollouts.
+    float32 `[N, K]`. Where `record` names a directory, whole episodes are written there as rollouts, tagged
+    `recorded_as` and what the policy sees.
     """
+    tag = f"{recorded_as}:{settings.observation}"
     make: list[Callable[[], gym.Env]] = [
-        partial(_make_one, settings, record, number, num_envs) for number in range(num_envs)
+        partial(_make_one, settings, record, tag, number, num_envs) for number in range(num_envs)
     ]
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
     venv: VecEnv = DummyVecEnv(make) if num_envs == 1 else SubprocVecEnv(make, start_method="forkserver")
@@ -107,7 +111,7 @@ class StateObservation(gym.Wrapper):
         return info.pop("state"), reward, terminated, truncated, info
 
 
-def _make_one(settings: PolicyEnvSettings, record: Path | None, worker: int, num_workers: int) -> gym.Env:
+def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str, worker: int, num_workers: int) -> gym.Env:
     sees_state = settings.observation == "state"
     env = make_dmc(
         settings.task,
@@ -119,6 +123,5 @@ def _make_one(settings: PolicyEnvSettings, record: Path | None, worker: int, num
         state_in_info=sees_state or record is not None,
     )
     if record is not None:
-        tag = f"training:{settings.observation}"
         env = RecordRollouts(env, record, policy=tag, worker=worker, num_workers=num_workers)
     return Monitor(StateObservation(env) if sees_state else env)

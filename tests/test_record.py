@@ -1,11 +1,13 @@
 """`RecordRollouts`: what is written is what was played, and the environment stays as it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_models import tiny_model
 from tiny_runs import REPEAT, policy_settings
 
-from agents import train_policy
+from agents import EvaluateSettings, evaluate, train_policy
 from envs import RecordRollouts, RolloutDataset, RolloutError, make_dmc
 
 
@@ -85,3 +87,16 @@ def test_train_policy_records_what_it_trains_on(tmp_path, num_envs):
     assert [len(episode) for episode in dataset] == [20, 20]
     assert dataset[0].policy == "training:context"
     assert dataset.meta["state_names"]
+
+
+def test_evaluate_records_what_it_plays_and_adds_to_it(tmp_path):
+    tiny_model(action_dim=1).save_pretrained(tmp_path / "model")
+    train_policy(policy_settings(tmp_path / "model", tmp_path / "run", total_frames=22 * REPEAT))
+    settings = EvaluateSettings(policy=tmp_path / "run", episodes=2, record=tmp_path / "data")
+    results = [evaluate(settings), evaluate(replace(settings, seed=3))]
+    dataset = RolloutDataset(tmp_path / "data")
+    assert len(dataset) == 4
+    returns = [sum(episode.rewards) for episode in dataset]
+    np.testing.assert_allclose(returns, results[0].returns + results[1].returns, atol=1e-5)
+    assert dataset[0].policy == "policy:context"
+    assert dataset[0].states is not None

@@ -38,9 +38,33 @@ for task in $tasks; do
 done
 
 # The Perceiver goes on with these, and with the rewards, whose error was squared in the version of commit ce331f8.
-met() { for task in $tasks; do for kind in smooth-starts smooth-starts smooth-wild smooth-met smooth-met standard; do \
-  echo $data/$task-$kind; done; done; }
-perceiver-obs train-predictor --data $(met) --begin-with $out/first-half --out $out/model --samples 8 --steps 10000 \
-  --learning-rate 5e-4
+# Policies' episodes count twice: those met, and a second kind where there is one.
+with_policies() { for task in $tasks; do \
+  second=$1; if [ ! -d $data/$task-smooth-$second ]; then second=met; fi; \
+  for kind in smooth-starts smooth-starts smooth-wild smooth-met smooth-$second standard; do echo $data/$task-$kind; done; done; }
+perceiver-obs train-predictor --data $(with_policies met) --begin-with $out/first-half --out $out/second --samples 8 \
+  --steps 10000 --learning-rate 5e-4
+python -c "from perceiver_obs import CausalPerceiverIO
+CausalPerceiverIO.from_pretrained('$out/second').save_pretrained('$out/second-half', half_precision=True)"
+
+# Episodes of policies that learned for 100,000 control steps each on contexts of this one that adapted to them, actions
+# sampled. (Played with other seeds by throw-away code, before `evaluate` could record.)
+learned() {
+  data_of_task="$data/$1-smooth-starts $data/$1-smooth-wild $data/$1-smooth-met"
+  perceiver-obs benchmark dmc100k --methods adapted --tasks $1 --seeds 0 --model $out/second-half --backend onnx \
+    --data $data_of_task --out runs/dmc100k --results runs/dmc100k/results.json --docs runs/dmc100k/docs
+  perceiver-obs evaluate --policy runs/dmc100k/adapted/$1/seed-0 --episodes $2 --no-deterministic --record $data/$1-smooth-learned
+}
+learned cartpole-swingup 30
+learned ball_in_cup-catch 20
+learned reacher-easy 40
+learned cheetah-run 24
+learned finger-spin 12
+
+# Longer on that: with the objective of colours of commit c19bb08, and then with that of edges of commit 9894b2b.
+perceiver-obs train-predictor --data $(with_policies learned) --begin-with $out/second-half --out $out/third --samples 6 \
+  --steps 25000 --learning-rate 1e-3
+perceiver-obs train-predictor --data $(with_policies learned) --begin-with $out/third --out $out/model --samples 6 \
+  --steps 14000 --learning-rate 1e-3
 python -c "from perceiver_obs import CausalPerceiverIO
 CausalPerceiverIO.from_pretrained('$out/model').save_pretrained('$out/half', half_precision=True)"

@@ -62,6 +62,7 @@ learned cheetah-run 24
 learned finger-spin 12
 
 # Longer on that: with the objective of colours of commit c19bb08, and then with that of edges of commit 9894b2b.
+# (The last was first meant to take 36,000 steps, then 24,000: its first 1,400 had the learning rates of those.)
 perceiver-obs train-predictor --data $(with_policies learned) --begin-with $out/second-half --out $out/third --samples 6 \
   --steps 25000 --learning-rate 1e-3
 perceiver-obs train-predictor --data $(with_policies learned) --begin-with $out/third --out $out/model --samples 6 \

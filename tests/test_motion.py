@@ -19,7 +19,7 @@ def clips(real_video):
 def objective(clips):
     torch.manual_seed(0)
     tokenizer = VQPTTokenizer(code_dim=8, num_codes=16, downsample=8, base_channels=8, use_3d_conv=False)
-    outlines = Outlines(6, 1, clips.shape[2:], HORIZON)
+    outlines = Outlines(6, 1, clips.shape[3:], HORIZON)
     outlines.fit(0, clips)
     motion = MotionObjective(8 * 8 * 8, outlines, action_dim=2)
     return TokenizerObjective(tokenizer, motion, TrainTokenizerSettings())

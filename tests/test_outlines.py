@@ -14,14 +14,14 @@ def clips(real_video):
 
 
 def fitted(clips, max_horizon=3) -> Outlines:
-    outlines = Outlines(5, 2, clips.shape[2:], max_horizon)
+    outlines = Outlines(5, 2, clips.shape[3:], max_horizon)
     outlines.fit(0, clips)
     outlines.fit(1, clips.flip(-1) // 2)
     return outlines
 
 
 def test_coefficients_are_the_lowest_of_the_cosine_transform(clips):
-    outlines = Outlines(5, 1, clips.shape[2:], 1)
+    outlines = Outlines(5, 1, clips.shape[3:], 1)
     expected = dctn(edges(clips.double() / 255).numpy(), axes=(-2, -1), norm="ortho")[..., :5, :5]
     torch.testing.assert_close(
         outlines.coefficients(clips), torch.tensor(expected).float().flatten(2), atol=1e-4, rtol=0
@@ -56,7 +56,7 @@ def test_every_group_is_centred_and_scaled_by_itself(clips):
 
 
 def test_frames_that_never_change_give_finite_outlines(clips):
-    outlines = Outlines(5, 1, clips.shape[2:], 2)
+    outlines = Outlines(5, 1, clips.shape[3:], 2)
     still = clips[:1, :1].expand(4, 6, -1, -1, -1)
     outlines.fit(0, still)
     found = outlines(clips, torch.zeros(len(clips), dtype=torch.long))
@@ -118,4 +118,4 @@ def test_contrast_looks_for_the_frame_of_each_context(clips):
 
 def test_an_order_beyond_the_frame_is_refused():
     with pytest.raises(ValueError, match="1 to 64, got 65"):
-        Outlines(65, 1, (3, 64, 64), 1)
+        Outlines(65, 1, (64, 64), 1)

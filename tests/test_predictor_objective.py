@@ -31,7 +31,7 @@ def batch(real_video):
 def objective(weights=EVERY, **options) -> PredictorObjective:
     model = tiny_model(action_dim=2).train()
     model.tokenizer.requires_grad_(False)
-    outlines = Outlines(4, 2, (3, 64, 64), 3) if weights.outline or weights.contrastive or weights.reward else None
+    outlines = Outlines(4, 2, (64, 64), 3) if weights.outline or weights.contrastive or weights.reward else None
     return PredictorObjective(model.predictor, weights, outlines=outlines, **options)
 
 

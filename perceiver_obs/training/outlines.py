@@ -30,7 +30,7 @@ class Outlines(nn.Module):
     Args:
         order: coefficients in each direction, up to the frame's height and width.
         num_groups: groups with a scene of their own.
-        frame_shape: `(C, H, W)`.
+        frame_size: `(H, W)`, pixels.
         max_horizon: the longest change that is scaled.
     """
 
@@ -40,9 +40,9 @@ class Outlines(nn.Module):
     scale: Tensor
     change_scale: Tensor
 
-    def __init__(self, order: int, num_groups: int, frame_shape: Sequence[int], max_horizon: int):
+    def __init__(self, order: int, num_groups: int, frame_size: Sequence[int], max_horizon: int):
         super().__init__()
-        _, height, width = frame_shape
+        height, width = frame_size
         if not 1 <= order <= min(height, width):
             raise ValueError(f"order must lie in 1 to {min(height, width)}, got {order}")
         self.num_coefficients = EDGE_MAPS * order**2

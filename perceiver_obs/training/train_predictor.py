@@ -145,7 +145,7 @@ def make_outlines(model: CausalPerceiverIO, settings: TrainPredictorSettings, nu
     """Outlines as settings ask for them, not fitted yet; None where no objective reads them."""
     if not settings.reads_outlines:
         return None
-    return Outlines(settings.outline_order, num_groups, model.video_shape[1:], settings.outline_horizon)
+    return Outlines(settings.outline_order, num_groups, model.video_shape[2:], settings.outline_horizon)
 
 
 def make_objective(

@@ -152,8 +152,8 @@ class TokenizerStage(Stage):
     def _motion_objective(self) -> MotionObjective:
         settings = self.settings
         tasks, self.groups = task_groups(self.moving.datasets)
-        size, channels = (self.moving.datasets[0].meta["frame_contract"][name] for name in ("size", "channels"))
-        outlines = Outlines(settings.outline_order, len(tasks), (channels, size, size), HORIZON)
+        size = self.moving.datasets[0].meta["frame_contract"]["size"]
+        outlines = Outlines(settings.outline_order, len(tasks), (size, size), HORIZON)
         vector_size = (size // settings.downsample) ** 2 * settings.code_dim
         motion = MotionObjective(vector_size, outlines, self.moving.action_dim)
         motion.of_outlines.fit(self.moving, self.groups, settings.seed)

@@ -75,7 +75,7 @@ class Palette:
         # Squared distances less what all have in common; whole numbers below 2²⁴, so exact.
         distances = np.square(colors).sum(axis=1) - 2 * _unpack(new).astype(np.float32) @ colors.T
         self._nearest[new] = distances.argmin(axis=1)
-        image = Image.fromarray(self._nearest[packed].astype(np.uint8), "P")
+        image = Image.fromarray(self._nearest[packed].astype(np.uint8))
         image.putpalette(self._colors.tobytes())
         return image
 

@@ -1,15 +1,13 @@
 """`make_dmc` against dm_control itself, and Gymnasium's own rules."""
 
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from itertools import pairwise
 
 import gymnasium
 import numpy as np
 import pytest
+from fresh_interpreter import run_python
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
@@ -31,15 +29,6 @@ def load_reference(task, seed):
     reference = suite.load(*task.split("-"), task_kwargs={"random": seed})
     reference.reset()
     return reference
-
-
-def run_python(script, **variables):
-    """Run a script in a fresh interpreter that has no OpenGL backend chosen; returns what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env={**environment, **variables}
-    )
-    return result.stdout + result.stderr
 
 
 # What is seen and done
@@ -322,72 +311,6 @@ def test_environments_in_one_process_are_independent():
     env.close()
     with pytest.raises(ClosedEnvironmentError):
         env.reset()
-
-
-# Where rendering cannot work
-
-
-def test_rendering_after_fork_says_what_to_do_and_forkserver_works(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import gymnasium, functools\n"
-        "from envs import make_dmc\n"
-        "make = functools.partial(make_dmc, 'cartpole-balance', size=16, render_quality='fast')\n"
-        "if __name__ == '__main__':\n"
-        "    make().reset()\n"
-        "    vector = gymnasium.vector.AsyncVectorEnv([make, make], context='forkserver')\n"
-        "    print(vector.reset(seed=0)[0].shape)\n"
-        "    vector.close()\n"
-        "    vector = gymnasium.vector.AsyncVectorEnv([make], context='fork')\n"
-        "    try:\n"
-        "        vector.reset(seed=0)\n"
-        "    except RuntimeError as error:\n"
-        "        print('error:', error)\n"
-    )
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert "(2, 16, 16, 3)" in result.stdout
-    assert "error: this process was forked" in result.stdout
-    assert "context='forkserver'" in result.stdout
-
-
-def test_without_opengl_the_error_names_the_debian_packages():
-    # glvnd finds no driver in an empty directory: as on a machine that has none.
-    printed = run_python(
-        "import ctypes, envs\n"
-        "try:\n"
-        "    ctypes.CDLL('libOSMesa.so.8')\n"
-        "except OSError:\n"
-        "    try:\n"
-        "        envs.make_dmc()\n"
-        "    except RuntimeError as error:\n"
-        "        print(error)\n"
-        "else:\n"
-        "    print('has OSMesa')\n",
-        __EGL_VENDOR_LIBRARY_DIRS="/nonexistent",
-        DISPLAY="",
-        WAYLAND_DISPLAY="",
-    )
-    if "has OSMesa" in printed:
-        pytest.skip("this machine has OSMesa to fall back on")
-    assert len(printed.splitlines()) == 1
-    assert all(package in printed for package in ("libegl1", "libgl1-mesa-dri", "libosmesa6"))
-
-
-def test_a_display_is_not_needed_even_if_dm_control_came_first():
-    printed = run_python(
-        "from dm_control import suite\nimport envs\n"
-        "print(envs.make_dmc(size=16, render_quality='fast').reset(seed=0)[0].shape)",
-        DISPLAY="",
-        WAYLAND_DISPLAY="",
-    )
-    assert "(16, 16, 3)" in printed
-
-
-def test_the_users_backend_is_kept():
-    script = "import os, envs.gl\nenvs.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
-    assert run_python(script, MUJOCO_GL="glfw").split() == ["glfw"]
-    assert run_python(script, PYOPENGL_PLATFORM="osmesa").split() == ["osmesa"]
-    assert run_python(script, DISPLAY="").split() == ["egl"]
 
 
 # Bad input

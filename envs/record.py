@@ -15,6 +15,8 @@ class RecordRollouts(gymnasium.Wrapper):
     A policy visits what exploration never does. Recorded while it learns, its episodes are data to train a Perceiver
     on. Running again adds to what is there; episodes that were broken off are left out.
 
+    A step after an episode's end begins the next, as with `gymnasium.wrappers.Autoreset`.
+
     Args:
         env: a `make_dmc` environment. Actions are recorded as it takes them, clipped to [-1, 1], and states where
             `info` holds them.
@@ -54,7 +56,10 @@ class RecordRollouts(gymnasium.Wrapper):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Takes a step, and writes the episode where that ends it."""
         frame, reward, terminated, truncated, info = self.env.step(action)
+        begins = not self._frames  # an Autoreset below took no step, as the last one had ended the episode
         self._add(frame, info)
+        if begins:
+            return frame, reward, terminated, truncated, info
         self._actions.append(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
         self._rewards.append(float(reward))
         if terminated or truncated:
@@ -70,6 +75,7 @@ class RecordRollouts(gymnasium.Wrapper):
                 states=np.stack(self._states) if self._keeps_states else None,
             )
             self._next += self._stride
+            self._clear()
         return frame, reward, terminated, truncated, info
 
     def _clear(self) -> None:

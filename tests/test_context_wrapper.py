@@ -13,11 +13,14 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
-from gymnasium.wrappers import TransformObservation
+from gymnasium.wrappers import Autoreset, TransformObservation
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from staggered_envs import make_short
+from staggered_envs import LENGTHS, make_short
 from staggered_episodes import (
+    SEED,
     TOLERANCE,
+    all_alone,
+    assert_same_episodes,
     offline_contexts,
     play_alone,
     random_actions,
@@ -63,6 +66,20 @@ def test_contexts_equal_the_whole_episode_offline(action_dim):
     assert len(episodes) == 2
     for episode in episodes:
         np.testing.assert_allclose(np.stack(episode.contexts), offline_contexts(model, episode), atol=TOLERANCE)
+
+
+def test_an_autoreset_below_begins_a_new_context():
+    model = tiny_model(action_dim=1)
+    env = PerceiverContextWrapper(Autoreset(make_short(LENGTHS[0])), model)
+    episodes, ended = [[env.reset(seed=SEED)[0]]], False
+    for action in random_actions()[:, 0]:
+        if ended:
+            episodes.append([])
+        context, _, terminated, truncated, _ = env.step(action)
+        episodes[-1].append(context)
+        ended = terminated or truncated
+    env.close()
+    assert_same_episodes([episodes], all_alone(1, wastes_action_at_reset=True)[:1])
 
 
 def test_actions_reach_the_model():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gymnasium.wrappers import Autoreset
 from tiny_models import tiny_model
 from tiny_runs import REPEAT, policy_settings
 
@@ -47,6 +48,25 @@ def test_what_is_written_is_what_was_played(tmp_path):
             np.testing.assert_array_equal(getattr(episode, name), value)
             np.testing.assert_array_equal(value, other)
         assert (episode.policy, episode.seed, episode.terminated, episode.truncated) == ("mine", 5, False, True)
+
+
+def test_an_autoreset_below_begins_a_new_episode(tmp_path):
+    env, action = RecordRollouts(Autoreset(make()), tmp_path / "autoreset"), np.ones(1, np.float32)
+    env.reset(seed=3)
+    for _ in range(9):  # two episodes of four steps, and between them the step that only resets
+        env.step(action)
+    env.close()
+    env = RecordRollouts(make(), tmp_path / "by-hand")
+    for seed in (3, None):
+        env.reset(seed=seed)
+        for _ in range(4):
+            env.step(action)
+    env.close()
+    recorded, expected = RolloutDataset(tmp_path / "autoreset"), RolloutDataset(tmp_path / "by-hand")
+    assert len(recorded) == len(expected) == 2
+    for one, other in zip(recorded, expected):
+        for name in ("pixels", "actions", "rewards", "states"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_several_environments_and_later_runs_add_to_one_dataset(tmp_path):

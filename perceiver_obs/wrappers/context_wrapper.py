@@ -36,7 +36,7 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
             `Dict` leaves open which entry they are.
 
     Where the model reads actions and the action space is a `Box` that fits, it is given the action just
-    taken.
+    taken. A step after an episode's end begins a new context, as `gymnasium.wrappers.Autoreset` begins a new episode.
 
     Example:
         >>> from envs import make_dmc
@@ -83,12 +83,14 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
             warn_if_frames_differ(env.get_wrapper_attr("frame_contract"), self.encoder.model.frame_contract)
         self.observation_space = self._layout.space(self.encoder.context_dim)
         self._has_reset = False
+        self._ended = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; the context knows only its first frame."""
         observation, info = self.env.reset(seed=seed, options=options)
         self.encoder.reset()
         self._has_reset = True
+        self._ended = False
         return self._observation(observation), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -100,6 +102,9 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         if not self._has_reset:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._ended:  # an Autoreset below took no step, but began a new episode
+            self.encoder.reset()
+        self._ended = bool(terminated or truncated)
         return self._observation(observation, action), reward, terminated, truncated, info
 
     def _observation(self, observation: Any, action: Any = None) -> Any:

@@ -29,8 +29,8 @@ def used_share(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 class NextTokenBaselines:
     """Forecasts of the next frame's tokens that a model must beat.
 
-    `copy` repeats the last frame, `unigram` always says what is most frequent at a place, `bigram` says what
-    most often follows the token that is there now.
+    `copy` repeats the last frame, `unigram` always says what is most frequent at a place, `bigram` says what most
+    often follows the token that is there now, and `change` what follows it most often of all other tokens.
 
     Args:
         num_codes: codes of each codebook.
@@ -63,24 +63,27 @@ class NextTokenBaselines:
             raise RuntimeError("NextTokenBaselines.forecast was called before fit")
         tokens = tokens.astype(np.int64)
         books = np.arange(tokens.shape[-1])
+        others = np.where(np.eye(self.num_codes, dtype=bool), -1, self._pairs)
         return {
             "copy": tokens,
             "unigram": np.broadcast_to(self._places.argmax(-1), tokens.shape),
             "bigram": self._pairs.argmax(-1)[books, tokens],
+            "change": others.argmax(-1)[books, tokens],
         }
 
 
 def token_accuracies(forecasts: dict[str, NDArray], current: NDArray, following: NDArray) -> dict[str, float]:
-    """Share of tokens foretold, by forecast: over all places (`NAME`) and where a token moves (`NAME_moving`,
-    left out where none does).
+    """Share of tokens `[..., Q]` foretold, by forecast.
 
-    A place moves where any of its tokens `[..., Q]` changes from the current frame to the following.
+    `NAME` is over all tokens, `NAME_moving` over all at places where any of the Q changes from the current frame to
+    the following, and `NAME_changing` over those that change themselves. The last two are left out where none does.
     """
-    moving = (current != following).any(axis=-1)
-    scores = {}
-    for name, forecast in forecasts.items():
-        right = forecast == following
-        scores[name] = float(right.mean())
-        if moving.any():
-            scores[f"{name}_moving"] = float(right[moving].mean())
-    return scores
+    changes = current != following
+    moves = np.broadcast_to(changes.any(axis=-1, keepdims=True), changes.shape)
+    kinds = {"": np.ones_like(changes), "_moving": moves, "_changing": changes}
+    return {
+        name + kind: float((forecast == following)[which].mean())
+        for name, forecast in forecasts.items()
+        for kind, which in kinds.items()
+        if which.any()
+    }

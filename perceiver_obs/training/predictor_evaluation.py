@@ -27,7 +27,9 @@ FORECASTS = {
     "copy": "copy last frame",
     "bigram": "bigram",
     "unigram": "unigram",
+    "change": "bigram, told that it changes",
 }
+KINDS = {"": "all tokens", "_moving": "where something moves", "_changing": "tokens that change"}
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class PredictorEvaluation:
             "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
         }
-        if "model_moving" in scores:
-            best = max(scores[f"{name}_moving"] for name in FORECASTS if name != "model")
-            facts["where something moves"] = f"{scores['model_moving']:.1%} (best baseline: {best:.1%})"
+        for kind in ("_moving", "_changing"):
+            if f"model{kind}" in scores:
+                best = max(scores[f"{name}{kind}"] for name in FORECASTS if name != "model")
+                facts[KINDS[kind]] = f"{scores[f'model{kind}']:.1%} (best baseline: {best:.1%})"
         figures = [
             Figure(
                 f"future_{number + 1}",
@@ -129,9 +132,10 @@ class PredictorEvaluation:
             Figure(
                 "accuracy",
                 "Next tokens foretold, beside baselines",
-                "Share of the next frame's tokens that are exactly right, everywhere and where any token of a place "
-                "changes. Copying cannot foretell change; the unigram knows each place's most frequent token, the "
-                "bigram what most often follows the token that is there.",
+                "Share of the next frame's tokens that are exactly right: of all, of those at places where any token "
+                "changes, and of those that change themselves, which copying cannot foretell. The unigram knows each "
+                "place's most frequent token, the bigram what most often follows the token that is there; told that "
+                "it changes, what most often follows of all others.",
                 pictures.bars(_bar_groups(scores), "share right"),
             ),
             Figure("curves", "Curves", "Over the steps of the run.", pictures.curves(_panels(run))),
@@ -141,16 +145,18 @@ class PredictorEvaluation:
 
 
 def _bar_groups(scores: dict[str, float]) -> dict[str, dict[str, float]]:
-    everywhere = {label: scores[name] for name, label in FORECASTS.items()}
-    moving = {label: scores[f"{name}_moving"] for name, label in FORECASTS.items() if f"{name}_moving" in scores}
-    return {"all tokens": everywhere, **({"where something moves": moving} if moving else {})}
+    return {
+        group: {label: scores[name + kind] for name, label in FORECASTS.items()}
+        for kind, group in KINDS.items()
+        if f"model{kind}" in scores
+    }
 
 
 def _panels(run: RunDirectory) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
     rows = read_lines(run.metrics)
-    accuracy = {label: curve(rows, f"evaluation/accuracy_{name}_moving") for name, label in FORECASTS.items()}
+    accuracy = {label: curve(rows, f"evaluation/accuracy_{name}_changing") for name, label in FORECASTS.items()}
     return {
         "loss": {"training": curve(rows, "train/loss"), "held out": curve(rows, "evaluation/loss")},
-        "next tokens where something moves, held out": {name: line for name, line in accuracy.items() if line[0]},
+        "next tokens that change, held out": {name: line for name, line in accuracy.items() if line[0]},
         "gradient norm": {"training": curve(rows, "train/gradient_norm")},
     }

@@ -68,6 +68,10 @@ def test_scores_by_hand():
     assert only.rmse == pytest.approx(np.sqrt(0.5))
     assert only.r2 == pytest.approx(0.5)
     assert score(states, np.array([[3.0], [3.0]]))[0].r2 < 0
+    barely, too_little = (score(states, predicted, np.array([least]))[0] for least in (0.9, 1.1))  # of deviation 1
+    assert barely == only
+    assert np.isnan(too_little.r2)
+    assert too_little.rmse == only.rmse
 
 
 def test_features_are_the_contexts_of_each_episode_alone(tiny_data, tiny_model, tmp_path):

@@ -25,6 +25,7 @@ from perceiver_obs.training.probe_report import print_table, probe_section
 from perceiver_obs.training.report import save_section
 
 VALIDATION_FRACTION = 0.2
+HARDLY = 0.1  # of its deviation in exploration: a dimension that varies less is not judged by its R²
 
 
 @dataclass
@@ -75,7 +76,9 @@ class ProbeSet:
 def probe(settings: ProbeSettings) -> list[ProbeResult]:
     """Fits regressions on the training episodes of all sets together and tests them on each set's held-out ones.
 
-    One regression for all sets, since a policy has but one: on-policy states get no decoder of their own.
+    One regression for all sets, since a policy has but one: on-policy states get no decoder of their own. A dimension
+    that the policy holds nearly still, at less than a tenth of its deviation in exploration, has no R² there: see its
+    error.
 
     Raises ValueError if a dataset holds no states or too few episodes, FileNotFoundError for an unknown model.
     """
@@ -136,8 +139,9 @@ def _probe_features(
     predictions = {"ridge": ridge(x[0], y[0], x[1], y[1], x[2:])}
     if settings.mlp:
         predictions["MLP"] = mlp(x[0], y[0], x[1], y[1], x[2:], settings.seed)
+    least = HARDLY * y[2].std(axis=0)
     return [
-        ProbeResult(name, regression, each.name, dict(zip(state_names, score(states, predicted))))
+        ProbeResult(name, regression, each.name, dict(zip(state_names, score(states, predicted, least))))
         for regression, of_sets in predictions.items()
         for each, states, predicted in zip(sets, y[2:], of_sets)
     ]

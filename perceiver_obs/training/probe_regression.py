@@ -104,7 +104,7 @@ class Score:
 
     Attributes:
         r2: 1 is perfect, 0 as good as the constant that fits these frames best, less is worse than it. NaN where
-            the dimension does not vary.
+            the dimension does not vary, or too little to be judged by it.
         rmse: root-mean-square error in the state's own units.
         deviation: standard deviation of the dimension on these frames, in the same units.
     """
@@ -114,11 +114,12 @@ class Score:
     deviation: float
 
 
-def score(states: Array, predictions: Array) -> list[Score]:
-    """Scores of predictions `[N, S]`, one a dimension."""
+def score(states: Array, predictions: Array, least: Array | float = 0.0) -> list[Score]:
+    """Scores of predictions `[N, S]`, one a dimension; no R² where the deviation is not above `least` (`[S]`)."""
     rmse = np.sqrt(np.square(predictions - states).mean(axis=0))
     deviation = states.std(axis=0)
-    r2 = np.where(deviation > CONSTANT, 1 - np.square(rmse / np.maximum(deviation, CONSTANT)), np.nan)
+    varies = deviation > np.maximum(least, CONSTANT)
+    r2 = np.where(varies, 1 - np.square(rmse / np.maximum(deviation, CONSTANT)), np.nan)
     return [Score(*map(float, each)) for each in zip(r2, rmse, deviation)]
 
 

@@ -64,7 +64,7 @@ def probe_section(model: str, results: Sequence[ProbeResult], test_frames: Mappi
                 f"probe_{number + 1}",
                 f"State from features, {episodes}",
                 f"Mean R² over the state's dimensions on {test_frames[episodes]:,} held-out frames: 1 is perfect, 0 is "
-                "as good as the best constant. Bars below 0 are cut.",
+                "as good as the best constant. Bars below 0 are cut. Dimensions that hardly vary are left out.",
                 pictures.bars(groups, "mean R²"),
             ),
             Figure(

@@ -206,16 +206,27 @@ def test_token_cache_refuses_tokens_of_every_other_frame(tiny_data, tmp_path):
 
 
 def test_baselines_count_what_they_say():
-    tokens = np.array([0, 0, 0, 1, 0, 0, 2, 0, 1])[:, None, None, None]
+    tokens = np.array([0, 1, 2, 0, 1, 2, 0, 1])[:, None, None, None]
     baselines = NextTokenBaselines(num_codes=4)
     baselines.fit(tokens)
-    forecasts = {name: each.ravel().tolist() for name, each in baselines.forecast(tokens[:4]).items()}
-    assert forecasts == {
-        "copy": [0, 0, 0, 1],
-        "unigram": [0, 0, 0, 0],
-        "bigram": [0, 0, 0, 0],  # 0 is followed by 0 three times, by 1 twice, by 2 once
-        "change": [1, 1, 1, 0],
-    }
+    now, then = tokens[:-1], tokens[1:]
+    forecasts = baselines.forecast(now)
+    np.testing.assert_array_equal(forecasts["bigram"], then)
+    np.testing.assert_array_equal(forecasts["copy"], now)
+    assert (forecasts["unigram"] == 0).all()
+    scores = token_accuracies(forecasts, now, then)
+    assert scores["bigram"] == scores["bigram_moving"] == 1
+    assert scores["copy"] == scores["copy_moving"] == 0
+    assert "copy_moving" not in token_accuracies({"copy": now}, now, now)
+
+
+def test_the_baseline_of_changes_leaves_out_staying():
+    tokens = np.array([0, 0, 0, 1, 0, 0, 2, 0, 1])[:, None, None, None]  # 0 stays thrice, 1 follows it twice, 2 once
+    baselines = NextTokenBaselines(num_codes=4)
+    baselines.fit(tokens)
+    forecasts = baselines.forecast(tokens[:4])
+    assert forecasts["bigram"].ravel().tolist() == [0, 0, 0, 0]
+    assert forecasts["change"].ravel().tolist() == [1, 1, 1, 0]
 
 
 def test_token_accuracies_tell_what_changes_from_what_stays():

@@ -136,6 +136,18 @@ def test_probe_of_both_sets_with_all_baselines(tiny_data, tiny_model, tmp_path, 
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 4
 
 
+@pytest.mark.parametrize(("spread", "judged"), [(0.5, True), (0.02, False)])
+def test_what_a_policy_holds_nearly_still_has_an_error_and_no_r2(tiny_model, tmp_path, spread, judged):
+    lengths = [20, 20, 20]
+    wild = write_dataset(tmp_path / "wild", lengths, action_size=1, size=32, states=True)
+    calm = write_dataset(tmp_path / "calm", lengths, action_size=1, size=32, states=True, spread=spread)
+    settings = ProbeSettings(str(tiny_model), str(wild), str(calm), str(tmp_path / "out"), device="cpu")
+    for result in probe(settings):
+        for each in result.scores.values():
+            assert np.isfinite(each.r2) == (judged or result.episodes == "exploration")
+            assert np.isfinite(each.rmse)
+
+
 def test_rollouts_without_states_cannot_be_probed(tiny_model, tmp_path):
     blind = write_dataset(tmp_path / "blind", [4, 4, 4], size=32)
     with pytest.raises(ValueError, match="without states"):

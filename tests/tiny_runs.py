@@ -93,8 +93,10 @@ def rollout_meta(action_size: int, size: int, states: bool) -> dict:
     return {"env": env, "frame_contract": contract, "action_size": action_size, "state_names": names}
 
 
-def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False) -> Path:
-    """A dataset of noise whose episodes have `lengths` steps, through the real writer."""
+def write_dataset(
+    path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False, spread: float = 1.0
+) -> Path:
+    """A dataset of noise whose episodes have `lengths` steps, through the real writer; states deviate by `spread`."""
     random = np.random.default_rng(sum(lengths) + action_size)
     writer = RolloutWriter(path, rollout_meta(action_size, size, states))
     for index, steps in enumerate(lengths):
@@ -107,7 +109,7 @@ def write_dataset(path: Path, lengths: list[int], action_size: int = 2, size: in
             truncated=True,
             seed=index,
             policy="noise",
-            states=random.normal(size=(steps + 1, 2)).astype(np.float32) if states else None,
+            states=random.normal(scale=spread, size=(steps + 1, 2)).astype(np.float32) if states else None,
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Which algorithms and environments `AdaptContext` works with."""
+"""Which algorithms and environments `AdaptContext` and `add_rollouts` work with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper,
 from agents.vec_context import VecPerceiverContext
 
 
-def context_env(venv: VecEnv) -> VecPerceiverContext:
+def context_env(venv: VecEnv, user: str = "AdaptContext") -> VecPerceiverContext:
     """The `VecPerceiverContext` in a stack of wrappers that leave contexts as they are; ValueError where none is."""
     while isinstance(venv, (VecMonitor, VecCheckNan)):
         venv = venv.venv
@@ -24,25 +24,23 @@ def context_env(venv: VecEnv) -> VecPerceiverContext:
         raise ValueError(
             f"{type(venv).__name__} lies around VecPerceiverContext and may change the contexts: remove it"
         )
-    raise ValueError(f"AdaptContext needs a VecPerceiverContext, got {type(venv).__name__}")
+    raise ValueError(f"{user} needs a VecPerceiverContext, got {type(venv).__name__}")
 
 
-def check_adaptable(model: BaseAlgorithm) -> VecPerceiverContext:
-    """The environment of an algorithm that can be adapted to; ValueError says why one cannot."""
+def check_adaptable(model: BaseAlgorithm, user: str = "AdaptContext") -> VecPerceiverContext:
+    """The environment of an algorithm that learns on contexts alone; ValueError says why `user` cannot work with it."""
     if not isinstance(model, OffPolicyAlgorithm):
-        raise ValueError(
-            f"AdaptContext needs an algorithm with a replay buffer such as SAC, got {type(model).__name__}"
-        )
+        raise ValueError(f"{user} needs an algorithm with a replay buffer such as SAC, got {type(model).__name__}")
     venv = model.get_env()
     assert venv is not None
     if isinstance(model.observation_space, spaces.Dict):
-        raise ValueError(f"AdaptContext needs contexts alone, got observations with {list(model.observation_space)}")
-    context = context_env(venv)
+        raise ValueError(f"{user} needs contexts alone, got observations with {list(model.observation_space)}")
+    context = context_env(venv, user)
     if context.encoder.action_dim is not None and not context.action_size:
         raise ValueError(f"the Perceiver reads actions, but cannot read those of {context.action_space}")
     buffer = replay_buffer(model)
     if isinstance(buffer, DictReplayBuffer) or buffer.optimize_memory_usage:
-        raise ValueError("AdaptContext needs a plain ReplayBuffer without optimize_memory_usage")
+        raise ValueError(f"{user} needs a plain ReplayBuffer without optimize_memory_usage")
     return context
 
 

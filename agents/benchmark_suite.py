@@ -35,7 +35,7 @@ networks. In 100k steps from the true state of cheetah-run SAC learned a fifth a
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
 # May differ between machines.
 INCIDENTAL = ("model", "adapt_data", "out", "device", "backend", "progress_bar", "record")
-OF_A_RUN = ("task", "observation", "seed", *ADAPT, *INCIDENTAL)  # all else is the protocol
+OF_A_RUN = ("task", "observation", "seed", "prior_data", *ADAPT, *INCIDENTAL)  # all else is the protocol
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from agents.policy_files import (
     setting_changes,
     step_of,
 )
+from agents.prior_rollouts import add_rollouts
 from agents.run_lock import only_trainer
 from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
@@ -88,6 +89,9 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Learning rate of adaptations."""
     adapt_data: tuple[str, ...] = ()
     """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
+    prior_data: tuple[str, ...] = ()
+    """Rollout directories that the replay buffer begins with, of the task and with frames as the policy sees them.
+    For observation "context" and algorithms with a replay buffer; not with adapt_every."""
     record: Path | None = None
     """Directory for the episodes that the policy trains on, as rollouts with states: data for a Perceiver that
     knows where policies go. None keeps none."""
@@ -183,7 +187,8 @@ def _learn(
 
 
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
-    return make_algorithm(
+    prior = sum(RolloutDataset(path).num_frames for path in settings.prior_data)
+    algorithm = make_algorithm(
         settings.algorithm,
         venv,
         policy="CnnPolicy" if settings.observation == "pixels" else "MlpPolicy",
@@ -191,7 +196,7 @@ def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseA
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         off_policy={
-            "buffer_size": min(settings.buffer_size, total_steps),
+            "buffer_size": min(settings.buffer_size, total_steps + prior),
             "learning_starts": settings.learning_starts,
         },
         hyperparameters=settings.hyperparameters,
@@ -199,6 +204,9 @@ def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseA
         device=settings.device,
         tensorboard_log=str(settings.out / "tensorboard"),
     )
+    if settings.prior_data:
+        add_rollouts(algorithm, settings.prior_data)
+    return algorithm
 
 
 def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> BaseAlgorithm:
@@ -221,11 +229,13 @@ def _fingerprint(venv: VecEnv) -> str | None:
 
 
 def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
-    """What the features were trained on, and what adaptations add to it."""
+    """What the features were trained on, and what adaptations and the replay buffer add to it."""
     if not settings.reads_features:
         return []
     known = read_data_record(find_pretrained(settings.model))
-    added = describe_datasets([RolloutDataset(path) for path in dict.fromkeys(settings.adapt_data)])
+    added = describe_datasets(
+        [RolloutDataset(path) for path in dict.fromkeys(settings.adapt_data + settings.prior_data)]
+    )
     if known is None:
         return None
     fingerprints = {entry["fingerprint"] for entry in known}
@@ -238,15 +248,18 @@ def _check(settings: TrainPolicySettings) -> None:
     for name in positive:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
+    for name, given in (("adapt_every", settings.adapt_every is not None), ("prior_data", bool(settings.prior_data))):
+        if given and settings.observation != "context":
+            raise ValueError(f'{name} needs the observation "context", got {settings.observation!r}')
+        if given and not issubclass(algorithm_class(settings.algorithm), OffPolicyAlgorithm):
+            raise ValueError(f"{name} needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
     if settings.adapt_every is None:
         return
+    if settings.prior_data:
+        raise ValueError("prior_data and adapt_every exclude each other: the frames of prior_data are not kept")
     for name in ("adapt_every", "adapt_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
-    if settings.observation != "context":
-        raise ValueError(f'adapt_every needs the observation "context", got {settings.observation!r}')
-    if not issubclass(algorithm_class(settings.algorithm), OffPolicyAlgorithm):
-        raise ValueError(f"adapt_every needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
 
 
 def recorded_settings(record: PolicyRecord) -> dict[str, Any]:

@@ -137,6 +137,16 @@ def test_a_checkpoint_without_its_frames_is_refused(unbroken, tmp_path):
         ({"observation": "state"}, "needs the observation \"context\", got 'state'"),
         ({"algorithm": "PPO"}, "replay buffer such as SAC, got PPO"),
         ({"adapt_data": ("nowhere",)}, "no rollout dataset at nowhere"),
+        ({"prior_data": ("nowhere",)}, "prior_data and adapt_every exclude each other"),
+        ({"prior_data": ("nowhere",), "adapt_every": None}, "no rollout dataset at nowhere"),
+        (
+            {"prior_data": ("nowhere",), "adapt_every": None, "algorithm": "PPO"},
+            "prior_data needs an algorithm with a replay buffer such as SAC, got PPO",
+        ),
+        (
+            {"prior_data": ("nowhere",), "adapt_every": None, "observation": "pixels"},
+            "prior_data needs the observation \"context\", got 'pixels'",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(tiny_data, saved_model, tmp_path, changes, message):

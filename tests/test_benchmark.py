@@ -218,6 +218,7 @@ def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
         "num_envs": 1,
         "observation": "state",
         "out": "runs/policy",
+        "prior_data": [],
         "progress_bar": True,
         "record": None,
         "render_quality": "smooth",

@@ -1,0 +1,96 @@
+"""`add_rollouts`: a replay buffer that begins with recorded episodes, for what a policy hardly meets by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.adaptable import check_adaptable, replay_buffer
+from agents.vec_context import VecPerceiverContext
+from envs.rollouts import Episode, RolloutDataset
+from perceiver_obs.training.probe_features import contexts_of_alike
+
+MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
+
+
+def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
+    """Puts the transitions of recorded episodes into the replay buffer of a policy on contexts.
+
+    The contexts are those that the Perceiver of the algorithm's environment gives. Call it before `learn`. A time
+    limit counts as in SB3: the step before it has a future. With several rows each gets whole episodes in turn, as
+    many transitions as the row that has least.
+
+    Args:
+        algorithm: an off-policy one, such as SAC, with "MlpPolicy" on a `VecPerceiverContext`.
+        paths: rollout directories, of the environment's task and with frames made as it makes them; one that is
+            named twice is taken once.
+
+    Returns:
+        how many transitions were added, in all rows together.
+
+    Raises:
+        ValueError: the algorithm or its environment are others, the frames or actions are not those of the
+            environment, there are fewer episodes than rows, or more transitions than the buffer has room for.
+
+    Example:
+        >>> from stable_baselines3 import SAC
+        >>> from stable_baselines3.common.vec_env import DummyVecEnv
+        >>> from agents import VecPerceiverContext, add_rollouts
+        >>> from envs import make_dmc
+        >>> venv = VecPerceiverContext(DummyVecEnv([lambda: make_dmc("walker-walk")]))
+        >>> policy = SAC("MlpPolicy", venv)
+        >>> add_rollouts(policy, ["runs/expert"])
+        >>> policy.learn(50_000)
+    """
+    if isinstance(paths, (str, Path)):
+        raise ValueError(f"paths must be a sequence of directories, got {paths!r} alone")
+    venv = check_adaptable(algorithm, "add_rollouts")
+    buffer = replay_buffer(algorithm)
+    datasets = [RolloutDataset(path) for path in dict.fromkeys(paths)]
+    for dataset in datasets:
+        _check(dataset, venv)
+    episodes = [episode for dataset in datasets for episode in dataset]
+    if len(episodes) < buffer.n_envs:
+        raise ValueError(f"{buffer.n_envs} rows need an episode each, the rollouts hold {len(episodes)}")
+    dealt = [episodes[row :: buffer.n_envs] for row in range(buffer.n_envs)]
+    steps = min(sum(len(episode) for episode in row) for row in dealt)
+    if (room := buffer.buffer_size - buffer.size()) < steps:
+        raise ValueError(
+            f"the replay buffer has room for {room * buffer.n_envs:,} transitions, the rollouts hold "
+            f"{steps * buffer.n_envs:,}: make buffer_size larger"
+        )
+    rows = [[_transitions(episode, venv) for episode in row] for row in dealt]
+    # Observations, next observations, actions, rewards, dones and timeouts, each [steps, rows, ...].
+    columns = [np.stack([np.concatenate(parts)[:steps] for parts in column], axis=1) for column in _by_kind(rows)]
+    columns[-1][-1] |= ~columns[-2][-1]  # where a row was cut, it breaks off
+    columns[-2][-1] = True
+    for observations, following, actions, rewards, dones, timeouts in zip(*columns):
+        infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts]
+        buffer.add(observations, following, actions, rewards, dones, infos)
+    return steps * buffer.n_envs
+
+
+def _by_kind(rows: list[list[tuple[np.ndarray, ...]]]) -> list[list[list[np.ndarray]]]:
+    """From the transitions of each row's episodes to, kind by kind, the arrays of each row."""
+    return [[[episode[kind] for episode in row] for row in rows] for kind in range(6)]
+
+
+def _transitions(episode: Episode, venv: VecPerceiverContext) -> tuple[np.ndarray, ...]:
+    contexts = contexts_of_alike(venv.encoder.model, [episode], venv.encoder.device)[0]
+    dones = np.arange(len(episode)) == len(episode) - 1
+    return contexts[:-1], contexts[1:], episode.actions, episode.rewards, dones, dones & (not episode.terminated)
+
+
+def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
+    there = dataset.meta["frame_contract"]
+    here = venv.get_attr("frame_contract", 0)[0] if venv.has_attr("frame_contract") else {}
+    here = {**here, "size": venv.encoder.frame_shape[0]}
+    for name in MUST_AGREE:
+        if None not in (there.get(name), here.get(name)) and there[name] != here[name]:
+            raise ValueError(f"{dataset.path} has {name}={there[name]!r}, the environment {here[name]!r}")
+    shape = (dataset.meta["action_size"],)
+    if venv.action_space.shape != shape:
+        raise ValueError(f"{dataset.path} has actions of shape {shape}, the environment {venv.action_space.shape}")

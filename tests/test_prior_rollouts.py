@@ -1,0 +1,161 @@
+"""`add_rollouts`: the replay buffer holds what it would if the policy had played the recorded episodes itself."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_models import SIZE, small_frames_model
+from tiny_runs import kill_at_second_evaluation, policy_settings, rollout_meta
+
+from agents import AdaptContext, VecPerceiverContext, add_rollouts, train_policy
+from agents.policy_files import PolicyRecord
+from envs import RecordRollouts, RolloutDataset, make_dmc
+from envs.rollouts import RolloutWriter
+from perceiver_obs.training.data_record import write_data_record
+
+pytest_plugins = ("tiny_data",)
+
+LENGTH = 11
+TOLERANCE = 1e-5
+COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def make_short(path=None):
+    env = TimeLimit(make_dmc("cartpole-swingup", size=SIZE, render_quality="fast"), LENGTH)
+    return env if path is None else RecordRollouts(env, path)
+
+
+def make_policy(num_envs=1, path=None, cls=SAC, **changes):
+    venv = VecPerceiverContext(DummyVecEnv([partial(make_short, path)] * num_envs), small_frames_model())
+    arguments = {"learning_starts": 1000, "buffer_size": 500} if cls is SAC else {}
+    return cls("MlpPolicy", venv, **(arguments | changes), policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+
+
+def episodes_of(path, lengths, terminated, action_size=1, **contract):
+    """A dataset of episodes of noise that looks like the environment's own, but for changes to the contract."""
+    contract = {**make_short().get_wrapper_attr("frame_contract"), **contract}
+    meta = {**rollout_meta(action_size, SIZE, states=False), "frame_contract": contract}
+    size = contract["size"]
+    writer, random = RolloutWriter(path, meta), np.random.default_rng(0)
+    for index, (steps, ends) in enumerate(zip(lengths, terminated)):
+        pixels = random.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8)
+        actions = random.uniform(-1, 1, (steps, action_size)).astype(np.float32)
+        rewards = (10 * index + np.arange(steps)).astype(np.float32)
+        writer.write_episode(index, pixels, actions, rewards, ends, not ends, seed=0, policy="noise")
+    return path
+
+
+def test_the_buffer_is_that_of_the_policy_that_recorded(tmp_path):
+    recorder = make_policy(path=tmp_path / "data")
+    recorder.learn(3 * LENGTH + 4)  # the last episode is broken off, and so not recorded
+    policy = make_policy()
+    assert add_rollouts(policy, [tmp_path / "data", tmp_path / "data"]) == 3 * LENGTH
+    assert policy.replay_buffer.size() == 3 * LENGTH
+    for name in COLUMNS:
+        expected, found = (getattr(each.replay_buffer, name)[: 3 * LENGTH] for each in (recorder, policy))
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=name)
+    assert np.flatnonzero(policy.replay_buffer.timeouts).tolist() == [LENGTH - 1, 2 * LENGTH - 1, 3 * LENGTH - 1]
+    policy.learning_starts = 0
+    policy.learn(3)
+    assert policy._n_updates == 3
+
+
+def test_rows_get_whole_episodes_and_are_cut_to_the_shortest(tmp_path):
+    data = episodes_of(tmp_path / "data", [5, 4, 3, 2], [True, True, False, True])
+    policy = make_policy(num_envs=2)
+    assert add_rollouts(policy, [data]) == 2 * 6  # 5 + 3 in one row, 4 + 2 in the other
+    buffer = policy.replay_buffer
+    assert buffer.rewards[:6].T.tolist() == [[0, 1, 2, 3, 4, 20], [10, 11, 12, 13, 30, 31]]
+    assert buffer.dones[:6].T.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 1]]
+    assert buffer.timeouts[:6].T.tolist() == [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
+    encoder = policy.get_env().encoder
+    episode = RolloutDataset(data)[2]
+    encoder.reset()
+    first = encoder.push(np.stack([episode.pixels[0]] * 2), np.zeros((2, 1), np.float32))[0]
+    second = encoder.push(np.stack([episode.pixels[1]] * 2), np.stack([episode.actions[0]] * 2))[0]
+    np.testing.assert_allclose(buffer.observations[5, 0], first, atol=TOLERANCE)
+    np.testing.assert_allclose(buffer.next_observations[5, 0], second, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cls": PPO}, "add_rollouts needs an algorithm with a replay buffer such as SAC, got PPO"),
+        ({"buffer_size": 10}, "room for 10 transitions, the rollouts hold 15: make buffer_size larger"),
+        ({"num_envs": 4}, "4 rows need an episode each, the rollouts hold 3"),
+    ],
+)
+def test_policies_that_cannot_take_them_are_refused(tmp_path, changes, message):
+    data = episodes_of(tmp_path / "data", [6, 5, 4], [False] * 3)
+    with pytest.raises(ValueError, match=message):
+        add_rollouts(make_policy(**changes), [data])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["walker-walk"]}, r"has tasks=\['walker-walk'\], the environment \['cartpole-swingup'\]"),
+        ({"action_repeat": 8}, "has action_repeat=8, the environment 2"),
+        ({"render_quality": "smooth"}, "has render_quality='smooth', the environment 'fast'"),
+        ({"size": 64}, "has size=64, the environment 32"),
+        ({"action_size": 2}, r"has actions of shape \(2,\), the environment \(1,\)"),
+    ],
+)
+def test_rollouts_that_do_not_fit_are_refused(tmp_path, changes, message):
+    policy = make_policy()
+    with pytest.raises(ValueError, match=message):
+        add_rollouts(policy, [episodes_of(tmp_path / "data", [4], [False], **changes)])
+    assert policy.replay_buffer.size() == 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["nowhere"], "no rollout dataset at nowhere"),
+        ([], "1 rows need an episode each, the rollouts hold 0"),
+        ("nowhere", "paths must be a sequence of directories, got 'nowhere' alone"),
+    ],
+)
+def test_paths_that_hold_nothing_are_refused(paths, message):
+    with pytest.raises(ValueError, match=message):
+        add_rollouts(make_policy(), paths)
+
+
+def test_adapt_context_refuses_what_it_has_no_frames_of(tmp_path):
+    policy = make_policy()
+    add_rollouts(policy, [episodes_of(tmp_path / "data", [4], [False])])
+    with pytest.raises(ValueError, match="the frames of only 0 were kept"):
+        policy.learn(5, callback=AdaptContext(token_cache=tmp_path / "tokens"))
+
+
+@pytest.fixture
+def settings(tiny_data, tmp_path):
+    """A run whose buffer begins with the 6 times 24 transitions of `tiny_data`."""
+    model = tmp_path / "model"
+    small_frames_model().save_pretrained(model)
+    write_data_record(model, [])
+    return policy_settings(
+        model,
+        tmp_path / "run",
+        size=SIZE,
+        action_repeat=2,
+        total_frames=96,
+        eval_every=48,
+        prior_data=(str(tiny_data),),
+    )
+
+
+def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch):
+    kill_at_second_evaluation(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(settings)
+    monkeypatch.undo()
+    train_policy(settings)
+    (replay,) = settings.out.glob("checkpoints/*/replay_buffer.pkl")
+    assert load_from_pkl(replay).size() == 6 * 24 + 47  # a step's transition is stored after its checkpoint
+    (offline,) = PolicyRecord.load(settings.out).offline_data
+    assert offline["fingerprint"] == RolloutDataset(tiny_data).fingerprint

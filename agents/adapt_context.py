@@ -11,9 +11,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adaptable import check_adaptable, context_env, replay_buffer
 from agents.kept_episodes import KEPT_FILE, KeptEpisodes
+from agents.prior_rollouts import fill, prior_episodes
 from agents.replay_contexts import catch_up, find_spans, reencode_buffer
 from agents.vec_context import FramesSeen, VecPerceiverContext
 from envs.arguments import whole_number
+from envs.rollouts import RolloutDataset
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.training.adaptation import Adaptation
 from perceiver_obs.training.data_record import describe_datasets, offline_frames
@@ -59,6 +61,8 @@ class AdaptContext(BaseCallback):
         training: settings that the Perceiver was trained with, for the same objective; None foretells tokens
             (cross-entropy) and outlines. See `perceiver_obs.training.adaptation.training_settings`.
         token_cache: directory for the tokens of the offline rollouts.
+        prior_data: directories of rollouts that the replay buffer begins with, as by `add_rollouts`. They are kept and
+            trained on like the policy's own episodes.
         followers: environments whose Perceiver is replaced too, such as those of evaluations; their episodes must
             begin anew after that.
         seed: of all random choices in adaptations.
@@ -91,17 +95,19 @@ class AdaptContext(BaseCallback):
         *,
         training: TrainPredictorSettings | None = None,
         token_cache: str | Path = "runs/token_cache",
+        prior_data: Sequence[str | Path] = (),
         followers: Sequence[VecEnv] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(data, (str, Path)):
-            raise ValueError(f"data must be a sequence of directories, got {data!r} alone")
+        for name, paths in (("data", data), ("prior_data", prior_data)):
+            if isinstance(paths, (str, Path)):
+                raise ValueError(f"{name} must be a sequence of directories, got {paths!r} alone")
         for name, number, high in (("learning_rate", learning_rate, 1e3), ("online_share", online_share, 1.0)):
             if not (isinstance(number, int | float) and 0 <= number <= high):
                 raise ValueError(f"{name} must be a number from 0 to {high:g}, got {number!r:.80}")
         self.adaptations = 0
-        self._data = [str(path) for path in data]
+        self._data, self._prior_data = [str(path) for path in data], [str(path) for path in prior_data]
         self._every, self._steps = whole_number("every", every, 1), whole_number("steps", steps, 1)
         self._batch_size, self._seed = whole_number("batch_size", batch_size, 1), whole_number("seed", seed, 0)
         self._learning_rate, self._online_share = learning_rate, online_share
@@ -122,10 +128,11 @@ class AdaptContext(BaseCallback):
 
     @property
     def frames(self) -> FrameBudget:
-        """Offline frames of `data`, and online frames so far. Training must have started."""
+        """Offline frames of `data` and `prior_data`, and online frames so far. Training must have started."""
         repeat = self._contract().get("action_repeat") or 1
-        datasets = {dataset.path: dataset for dataset in self._adaptation.datasets}  # each once
-        offline = offline_frames(describe_datasets(list(datasets.values())))
+        datasets = [*self._adaptation.datasets, *self._prior_datasets]
+        once = {dataset.path: dataset for dataset in datasets}
+        offline = offline_frames(describe_datasets(list(once.values())))
         return FrameBudget(offline.control_steps, self.num_timesteps * repeat)
 
     @property
@@ -192,11 +199,16 @@ class AdaptContext(BaseCallback):
             self._token_cache,
             venv.encoder.device,
         )
+        self._prior_datasets = [RolloutDataset(path) for path in self._prior_data]
         self._adapted_at = self.num_timesteps
         if self._resume_from is not None:
             self._kept.load(self._resume_from / KEPT_FILE)
             progress = self._adaptation.load(self._resume_from / ADAPTATION_FILE)
             self.adaptations, self._adapted_at = progress["adaptations"], progress["adapted_at"]
+        elif self._prior_data:
+            rows = prior_episodes(self._prior_data, venv)
+            fill(replay_buffer(self.model), rows, venv)
+            self._kept.begin_with(rows)
 
     def _settings(self, model: CausalPerceiverIO) -> TrainPredictorSettings:
         training = self._training

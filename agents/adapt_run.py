@@ -25,6 +25,7 @@ def make_adapt(settings: TrainPolicySettings, evaluation_venv: VecEnv, action_re
         every=max(1, settings.adapt_every // action_repeat),
         steps=settings.adapt_steps,
         learning_rate=settings.adapt_learning_rate,
+        prior_data=settings.prior_data,
         training=training_settings(find_pretrained(settings.model)),
         token_cache=settings.out / "token_cache",
         followers=[evaluation_venv],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from agents.vec_context import FramesSeen
 from envs.episode import DAMAGED
+from perceiver_obs.training.data import Recorded
 from perceiver_obs.training.files import clear_disk_errors
 
 KEPT_FILE = "kept_episodes.npz"
@@ -67,6 +69,13 @@ class KeptEpisodes:
         for row, frame in enumerate(seen.frames):
             self._end(row)
             self._frames[row].append(frame.copy())
+
+    def begin_with(self, rows: Sequence[Sequence[Recorded]]) -> None:
+        """Keeps whole episodes that came before the first reset, in order, for each row."""
+        for whole, episodes in zip(self._whole, rows, strict=True):
+            for each in episodes:
+                actions = each.actions[:, : self._action_size]
+                whole.append(KeptEpisode(np.array(each.pixels), actions, each.rewards))
 
     def rows(self) -> list[list[KeptEpisode]]:
         """For each row its episodes in order, the running one last."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.adaptable import check_adaptable, replay_buffer
 from agents.vec_context import VecPerceiverContext
@@ -45,37 +47,61 @@ def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
         >>> add_rollouts(policy, ["runs/expert"])
         >>> policy.learn(50_000)
     """
-    if isinstance(paths, (str, Path)):
-        raise ValueError(f"paths must be a sequence of directories, got {paths!r} alone")
     venv = check_adaptable(algorithm, "add_rollouts")
-    buffer = replay_buffer(algorithm)
+    rows = prior_episodes(paths, venv)
+    fill(replay_buffer(algorithm), rows, venv)
+    return sum(len(episode) for row in rows for episode in row)
+
+
+def prior_episodes(paths: Sequence[str | Path], venv: VecPerceiverContext) -> list[list[Episode]]:
+    """The episodes that each row's part of a replay buffer begins with, equally many steps; errors as above."""
+    if isinstance(paths, (str, Path)):
+        raise ValueError(f"a sequence of rollout directories is needed, got {paths!r} alone")
     datasets = [RolloutDataset(path) for path in dict.fromkeys(paths)]
     for dataset in datasets:
         _check(dataset, venv)
     episodes = [episode for dataset in datasets for episode in dataset]
-    if len(episodes) < buffer.n_envs:
-        raise ValueError(f"{buffer.n_envs} rows need an episode each, the rollouts hold {len(episodes)}")
-    dealt = [episodes[row :: buffer.n_envs] for row in range(buffer.n_envs)]
-    steps = min(sum(len(episode) for episode in row) for row in dealt)
-    if (room := buffer.buffer_size - buffer.size()) < steps:
+    if len(episodes) < venv.num_envs:
+        raise ValueError(f"{venv.num_envs} rows need an episode each, the rollouts hold {len(episodes)}")
+    rows = [episodes[row :: venv.num_envs] for row in range(venv.num_envs)]
+    steps = min(sum(len(episode) for episode in row) for row in rows)
+    return [_first_steps(row, steps) for row in rows]
+
+
+def fill(buffer: ReplayBuffer, rows: Sequence[Sequence[Episode]], venv: VecPerceiverContext) -> None:
+    """Adds the transitions of what `prior_episodes` gives; ValueError where there is no room for all."""
+    steps, room = sum(len(episode) for episode in rows[0]), buffer.buffer_size - buffer.size()
+    if room < steps:
         raise ValueError(
-            f"the replay buffer has room for {room * buffer.n_envs:,} transitions, the rollouts hold "
-            f"{steps * buffer.n_envs:,}: make buffer_size larger"
+            f"the replay buffer has room for {room * len(rows):,} transitions, the rollouts hold "
+            f"{steps * len(rows):,}: make buffer_size larger"
         )
-    rows = [[_transitions(episode, venv) for episode in row] for row in dealt]
+    made = [[_transitions(episode, venv) for episode in row] for row in rows]
     # Observations, next observations, actions, rewards, dones and timeouts, each [steps, rows, ...].
-    columns = [np.stack([np.concatenate(parts)[:steps] for parts in column], axis=1) for column in _by_kind(rows)]
-    columns[-1][-1] |= ~columns[-2][-1]  # where a row was cut, it breaks off
-    columns[-2][-1] = True
+    columns = [np.stack([np.concatenate([e[kind] for e in row]) for row in made], axis=1) for kind in range(6)]
     for observations, following, actions, rewards, dones, timeouts in zip(*columns):
         infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts]
         buffer.add(observations, following, actions, rewards, dones, infos)
-    return steps * buffer.n_envs
 
 
-def _by_kind(rows: list[list[tuple[np.ndarray, ...]]]) -> list[list[list[np.ndarray]]]:
-    """From the transitions of each row's episodes to, kind by kind, the arrays of each row."""
-    return [[[episode[kind] for episode in row] for row in rows] for kind in range(6)]
+def _first_steps(episodes: Sequence[Episode], steps: int) -> list[Episode]:
+    """As many episodes as have `steps` together, the last broken off where it has more."""
+    found = []
+    for episode in episodes:
+        if 0 < steps < len(episode):
+            episode = replace(
+                episode,
+                pixels=episode.pixels[: steps + 1],
+                actions=episode.actions[:steps],
+                rewards=episode.rewards[:steps],
+                terminated=False,
+                truncated=True,
+                states=None,
+            )
+        if steps > 0:
+            found.append(episode)
+        steps -= len(episode)
+    return found
 
 
 def _transitions(episode: Episode, venv: VecPerceiverContext) -> tuple[np.ndarray, ...]:

@@ -91,7 +91,7 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
     prior_data: tuple[str, ...] = ()
     """Rollout directories that the replay buffer begins with, of the task and with frames as the policy sees them.
-    For observation "context" and algorithms with a replay buffer; not with adapt_every."""
+    For observation "context" and algorithms with a replay buffer."""
     record: Path | None = None
     """Directory for the episodes that the policy trains on, as rollouts with states: data for a Perceiver that
     knows where policies go. None keeps none."""
@@ -204,7 +204,7 @@ def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseA
         device=settings.device,
         tensorboard_log=str(settings.out / "tensorboard"),
     )
-    if settings.prior_data:
+    if settings.prior_data and settings.adapt_every is None:  # AdaptContext adds them itself
         add_rollouts(algorithm, settings.prior_data)
     return algorithm
 
@@ -255,8 +255,6 @@ def _check(settings: TrainPolicySettings) -> None:
             raise ValueError(f"{name} needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
     if settings.adapt_every is None:
         return
-    if settings.prior_data:
-        raise ValueError("prior_data and adapt_every exclude each other: the frames of prior_data are not kept")
     for name in ("adapt_every", "adapt_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")

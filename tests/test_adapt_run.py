@@ -137,7 +137,7 @@ def test_a_checkpoint_without_its_frames_is_refused(unbroken, tmp_path):
         ({"observation": "state"}, "needs the observation \"context\", got 'state'"),
         ({"algorithm": "PPO"}, "replay buffer such as SAC, got PPO"),
         ({"adapt_data": ("nowhere",)}, "no rollout dataset at nowhere"),
-        ({"prior_data": ("nowhere",)}, "prior_data and adapt_every exclude each other"),
+        ({"prior_data": ("nowhere",)}, "no rollout dataset at nowhere"),
         ({"prior_data": ("nowhere",), "adapt_every": None}, "no rollout dataset at nowhere"),
         (
             {"prior_data": ("nowhere",), "adapt_every": None, "algorithm": "PPO"},

@@ -1,5 +1,6 @@
 """`add_rollouts`: the replay buffer holds what it would if the policy had played the recorded episodes itself."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tiny_models import SIZE, small_frames_model
+from tiny_models import SIZE, offline_contexts, small_frames_model
 from tiny_runs import kill_at_second_evaluation, policy_settings, rollout_meta
 
 from agents import AdaptContext, VecPerceiverContext, add_rollouts, train_policy
@@ -117,12 +118,36 @@ def test_rollouts_that_do_not_fit_are_refused(tmp_path, changes, message):
     [
         (["nowhere"], "no rollout dataset at nowhere"),
         ([], "1 rows need an episode each, the rollouts hold 0"),
-        ("nowhere", "paths must be a sequence of directories, got 'nowhere' alone"),
+        ("nowhere", "a sequence of rollout directories is needed, got 'nowhere' alone"),
     ],
 )
 def test_paths_that_hold_nothing_are_refused(paths, message):
     with pytest.raises(ValueError, match=message):
         add_rollouts(make_policy(), paths)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_adapt_context_makes_their_contexts_anew_too(tmp_path, num_envs):
+    """Also where a row's last episode was cut: 9 + 7 steps in one row, 8 in the other."""
+    data = episodes_of(tmp_path / "data", [9, 8, 7], [False] * 3)
+    policy = make_policy(num_envs)
+    adapt = AdaptContext(
+        every=10 * num_envs, steps=2, batch_size=4, learning_rate=1e-2, prior_data=[data], token_cache=tmp_path
+    )
+    policy.learn(15 * num_envs, callback=adapt)
+    assert adapt.adaptations == 1
+    assert adapt.frames.offline == 24 * 2, "an agent step takes two control steps"
+    assert adapt.perceiver.fingerprint != small_frames_model().fingerprint
+    lengths = {1: [[9, 8, 7]], 2: [[8], [8]]}[num_envs]
+    for row, steps in enumerate(lengths):
+        place = 0
+        for episode, count in zip(RolloutDataset(data)[row::num_envs], steps):
+            contexts = offline_contexts(adapt.perceiver, episode.pixels, list(episode.actions))
+            now = slice(place, place + count)
+            found = policy.replay_buffer.observations[now, row], policy.replay_buffer.next_observations[now, row]
+            np.testing.assert_allclose(found, [contexts[:count], contexts[1 : count + 1]], atol=TOLERANCE)
+            place += count
+    assert policy.replay_buffer.size() == place + 15
 
 
 def test_adapt_context_refuses_what_it_has_no_frames_of(tmp_path):
@@ -149,7 +174,9 @@ def settings(tiny_data, tmp_path):
     )
 
 
-def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch):
+@pytest.mark.parametrize("adapt_every", [None, 32])
+def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch, adapt_every):
+    settings = replace(settings, adapt_every=adapt_every, adapt_steps=2)
     kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_policy(settings)
@@ -157,5 +184,13 @@ def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch):
     train_policy(settings)
     (replay,) = settings.out.glob("checkpoints/*/replay_buffer.pkl")
     assert load_from_pkl(replay).size() == 6 * 24 + 47  # a step's transition is stored after its checkpoint
-    (offline,) = PolicyRecord.load(settings.out).offline_data
-    assert offline["fingerprint"] == RolloutDataset(tiny_data).fingerprint
+    record = PolicyRecord.load(settings.out)
+    assert [each["fingerprint"] for each in record.offline_data] == [RolloutDataset(tiny_data).fingerprint]
+    if adapt_every:
+        assert record.adaptation["frames"].startswith("288 offline + 96 online")
+
+
+def test_a_run_with_other_rollouts_is_not_gone_on_with(tiny_data, settings):
+    train_policy(settings)
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        train_policy(replace(settings, prior_data=(), total_frames=120))

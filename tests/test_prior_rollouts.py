@@ -10,15 +10,13 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import SIZE, offline_contexts, small_frames_model
-from tiny_runs import kill_at_second_evaluation, policy_settings, rollout_meta
+from tiny_runs import REPEAT, kill_at_second_evaluation, policy_settings, rollout_meta
 
 from agents import AdaptContext, VecPerceiverContext, add_rollouts, train_policy
 from agents.policy_files import PolicyRecord
 from envs import RecordRollouts, RolloutDataset, make_dmc
 from envs.rollouts import RolloutWriter
 from perceiver_obs.training.data_record import write_data_record
-
-pytest_plugins = ("tiny_data",)
 
 LENGTH = 11
 TOLERANCE = 1e-5
@@ -158,24 +156,17 @@ def test_adapt_context_refuses_what_it_has_no_frames_of(tmp_path):
 
 
 @pytest.fixture
-def settings(tiny_data, tmp_path):
-    """A run whose buffer begins with the 6 times 24 transitions of `tiny_data`."""
+def settings(tmp_path):
+    """A run whose buffer begins with 6 times 24 transitions."""
     model = tmp_path / "model"
     small_frames_model().save_pretrained(model)
     write_data_record(model, [])
-    return policy_settings(
-        model,
-        tmp_path / "run",
-        size=SIZE,
-        action_repeat=2,
-        total_frames=96,
-        eval_every=48,
-        prior_data=(str(tiny_data),),
-    )
+    data = episodes_of(tmp_path / "data", [24] * 6, [False] * 6, action_repeat=REPEAT)
+    return policy_settings(model, tmp_path / "run", size=SIZE, prior_data=(str(data),))
 
 
-@pytest.mark.parametrize("adapt_every", [None, 32])
-def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch, adapt_every):
+@pytest.mark.parametrize("adapt_every", [None, 32 * REPEAT])
+def test_a_run_begins_with_them_once(settings, monkeypatch, adapt_every):
     settings = replace(settings, adapt_every=adapt_every, adapt_steps=2)
     kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -185,12 +176,12 @@ def test_a_run_begins_with_them_once(tiny_data, settings, monkeypatch, adapt_eve
     (replay,) = settings.out.glob("checkpoints/*/replay_buffer.pkl")
     assert load_from_pkl(replay).size() == 6 * 24 + 47  # a step's transition is stored after its checkpoint
     record = PolicyRecord.load(settings.out)
-    assert [each["fingerprint"] for each in record.offline_data] == [RolloutDataset(tiny_data).fingerprint]
+    assert [each["fingerprint"] for each in record.offline_data] == [RolloutDataset(settings.prior_data[0]).fingerprint]
     if adapt_every:
-        assert record.adaptation["frames"].startswith("288 offline + 96 online")
+        assert record.adaptation["frames"].startswith("7,200 offline + 2,400 online")
 
 
-def test_a_run_with_other_rollouts_is_not_gone_on_with(tiny_data, settings):
+def test_a_run_with_other_rollouts_is_not_gone_on_with(settings):
     train_policy(settings)
     with pytest.raises(ValueError, match="holds a run with other settings"):
-        train_policy(replace(settings, prior_data=(), total_frames=120))
+        train_policy(replace(settings, prior_data=(), total_frames=60 * REPEAT))

@@ -47,17 +47,16 @@ def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
         >>> add_rollouts(policy, ["runs/expert"])
         >>> policy.learn(50_000)
     """
+    if isinstance(paths, (str, Path)):
+        raise ValueError(f"a sequence of rollout directories is needed, got {paths!r} alone")
     venv = check_adaptable(algorithm, "add_rollouts")
-    rows = prior_episodes(paths, venv)
+    rows = prior_episodes([RolloutDataset(path) for path in dict.fromkeys(paths)], venv)
     fill(replay_buffer(algorithm), rows, venv)
     return sum(len(episode) for row in rows for episode in row)
 
 
-def prior_episodes(paths: Sequence[str | Path], venv: VecPerceiverContext) -> list[list[Episode]]:
+def prior_episodes(datasets: Sequence[RolloutDataset], venv: VecPerceiverContext) -> list[list[Episode]]:
     """The episodes that each row's part of a replay buffer begins with, equally many steps; errors as above."""
-    if isinstance(paths, (str, Path)):
-        raise ValueError(f"a sequence of rollout directories is needed, got {paths!r} alone")
-    datasets = [RolloutDataset(path) for path in dict.fromkeys(paths)]
     for dataset in datasets:
         _check(dataset, venv)
     episodes = [episode for dataset in datasets for episode in dataset]

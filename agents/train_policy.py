@@ -187,7 +187,7 @@ def _learn(
 
 
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
-    prior = sum(RolloutDataset(path).num_frames for path in settings.prior_data)
+    prior = sum(RolloutDataset(path).num_frames for path in dict.fromkeys(settings.prior_data))
     algorithm = make_algorithm(
         settings.algorithm,
         venv,

@@ -104,9 +104,9 @@ def train_policy(settings: TrainPolicySettings) -> Path:
 
     Beside it the run leaves `policy.json` (settings, and the Perceiver's fingerprint), `curve.jsonl` (a line
     an evaluation), `tensorboard/`, and `checkpoints/` with the newest checkpoint. A run that was killed
-    resumes from that one; a finished run returns at once, or goes on where `total_frames` has grown. With
-    `adapt_every` the adapted Perceiver lies in `perceiver/`, and checkpoints hold all frames that the policy saw
-    (12 kB each at 64×64).
+    resumes from that one; a finished run returns at once, or goes on where `total_frames` has grown (its replay
+    buffer keeps its size, so holds the newest transitions only). With `adapt_every` the adapted Perceiver lies in
+    `perceiver/`, and checkpoints hold all frames that the policy saw (12 kB each at 64×64).
 
     Raises:
         ValueError: a setting is out of range, the algorithm is unknown, or the directory holds a run with

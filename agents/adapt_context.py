@@ -107,8 +107,7 @@ class AdaptContext(BaseCallback):
             if not (isinstance(number, int | float) and 0 <= number <= high):
                 raise ValueError(f"{name} must be a number from 0 to {high:g}, got {number!r:.80}")
         self.adaptations = 0
-        self._data = [str(path) for path in data]
-        self._prior_data = list(dict.fromkeys(prior_data))
+        self._data, self._prior_data = [str(path) for path in data], [str(path) for path in prior_data]
         self._every, self._steps = whole_number("every", every, 1), whole_number("steps", steps, 1)
         self._batch_size, self._seed = whole_number("batch_size", batch_size, 1), whole_number("seed", seed, 0)
         self._learning_rate, self._online_share = learning_rate, online_share

@@ -50,13 +50,14 @@ def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
     if isinstance(paths, (str, Path)):
         raise ValueError(f"a sequence of rollout directories is needed, got {paths!r} alone")
     venv = check_adaptable(algorithm, "add_rollouts")
-    rows = prior_episodes([RolloutDataset(path) for path in dict.fromkeys(paths)], venv)
+    rows = prior_episodes([RolloutDataset(path) for path in paths], venv)
     fill(replay_buffer(algorithm), rows, venv)
     return sum(len(episode) for row in rows for episode in row)
 
 
 def prior_episodes(datasets: Sequence[RolloutDataset], venv: VecPerceiverContext) -> list[list[Episode]]:
     """The episodes that each row's part of a replay buffer begins with, equally many steps; errors as above."""
+    datasets = list({dataset.path: dataset for dataset in datasets}.values())
     for dataset in datasets:
         _check(dataset, venv)
     episodes = [episode for dataset in datasets for episode in dataset]

@@ -52,7 +52,7 @@ def test_the_buffer_is_that_of_the_policy_that_recorded(tmp_path):
     recorder = make_policy(path=tmp_path / "data")
     recorder.learn(3 * LENGTH + 4)  # the last episode is broken off, and so not recorded
     policy = make_policy()
-    assert add_rollouts(policy, [tmp_path / "data", tmp_path / "data"]) == 3 * LENGTH
+    assert add_rollouts(policy, [tmp_path / "data", str(tmp_path / "data")]) == 3 * LENGTH
     assert policy.replay_buffer.size() == 3 * LENGTH
     for name in COLUMNS:
         expected, found = (getattr(each.replay_buffer, name)[: 3 * LENGTH] for each in (recorder, policy))

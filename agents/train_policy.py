@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def _learn(
 
 
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
-    prior = sum(RolloutDataset(path).num_frames for path in dict.fromkeys(settings.prior_data))
+    prior = sum(dataset.num_frames for dataset in _open(settings.prior_data))
     algorithm = make_algorithm(
         settings.algorithm,
         venv,
@@ -224,6 +225,11 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
     return algorithm
 
 
+def _open(directories: Sequence[str]) -> list[RolloutDataset]:
+    """A directory that is named twice, as in `x` and `./x/`, once."""
+    return [RolloutDataset(path) for path in dict.fromkeys(map(Path, directories))]
+
+
 def _fingerprint(venv: VecEnv) -> str | None:
     return venv.encoder.fingerprint if isinstance(venv, (VecPerceiverContext, VecFramePCA)) else None
 
@@ -233,9 +239,7 @@ def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
     if not settings.reads_features:
         return []
     known = read_data_record(find_pretrained(settings.model))
-    added = describe_datasets(
-        [RolloutDataset(path) for path in dict.fromkeys(settings.adapt_data + settings.prior_data)]
-    )
+    added = describe_datasets(_open(settings.adapt_data + settings.prior_data))
     if known is None:
         return None
     fingerprints = {entry["fingerprint"] for entry in known}

@@ -167,7 +167,8 @@ def settings(tmp_path):
 
 @pytest.mark.parametrize("adapt_every", [None, 32 * REPEAT])
 def test_a_run_begins_with_them_once(settings, monkeypatch, adapt_every):
-    settings = replace(settings, adapt_every=adapt_every, adapt_steps=2)
+    (data,) = settings.prior_data
+    settings = replace(settings, prior_data=(data, f"{data}/."), adapt_every=adapt_every, adapt_steps=2)
     kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_policy(settings)
@@ -176,7 +177,7 @@ def test_a_run_begins_with_them_once(settings, monkeypatch, adapt_every):
     (replay,) = settings.out.glob("checkpoints/*/replay_buffer.pkl")
     assert load_from_pkl(replay).size() == 6 * 24 + 47  # a step's transition is stored after its checkpoint
     record = PolicyRecord.load(settings.out)
-    assert [each["fingerprint"] for each in record.offline_data] == [RolloutDataset(settings.prior_data[0]).fingerprint]
+    assert [each["fingerprint"] for each in record.offline_data] == [RolloutDataset(data).fingerprint]
     if adapt_every:
         assert record.adaptation["frames"].startswith("7,200 offline + 2,400 online")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model
 
-from perceiver_obs import ContextEncoder
+from perceiver_obs import CausalPerceiverIO, ContextEncoder
 
 MODEL = tiny_model(action_dim=2)
 
@@ -16,34 +16,26 @@ def frames(rows: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8)
 
 
-def offline(history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def offline(model: CausalPerceiverIO, history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """The context of the last of the (frame, action) pairs of one episode."""
     video = torch.from_numpy(np.stack([f for f, _ in history])).permute(0, 3, 1, 2)[None]
     actions = torch.from_numpy(np.stack([a for _, a in history]))[None]
-    return MODEL.extract_context(video, actions)[0, -1].numpy()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """`MODEL` in a directory, so that its graph is exported once."""
-    path = tmp_path_factory.mktemp("model")
-    MODEL.save_pretrained(path)
-    return path
+    return model.extract_context(video, actions)[0, -1].numpy()
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_sequence_of_calls_equals_the_offline_contexts(saved, backend, tolerance, data):
+def test_any_sequence_of_calls_equals_the_offline_contexts(exported_model, backend, tolerance, data):
     """Pushes of all or some rows, peeks and resets in any order, against a history kept by hand."""
     rows = data.draw(st.integers(1, 4), label="rows")
-    encoder = ContextEncoder(saved, rows, "cpu", backend)
+    encoder = ContextEncoder(exported_model, rows, "cpu", backend)
     history = [[] for _ in range(rows)]
     subsets = st.lists(st.integers(0, rows - 1), unique=True, max_size=rows)
     for number in range(data.draw(st.integers(1, 12), label="calls")):
         call = data.draw(st.sampled_from(["push", "push", "push_rows", "peek", "reset", "reset_mask"]))
         chosen = list(range(rows)) if call == "push" else data.draw(subsets, label=call)
-        pixels, actions = frames(len(chosen), number), np.full((len(chosen), 2), number / 7, np.float32)
+        pixels, actions = frames(len(chosen), number), np.full((len(chosen), 6), number / 7, np.float32)
         if call.startswith("reset"):
             mask = np.isin(np.arange(rows), chosen)
             encoder.reset(mask if call == "reset_mask" else chosen)
@@ -58,7 +50,7 @@ def test_any_sequence_of_calls_equals_the_offline_contexts(saved, backend, toler
         assert contexts.dtype == np.float32
         for i, row in enumerate(chosen):
             seen = [*history[row], (pixels[i], actions[i])]
-            np.testing.assert_allclose(contexts[i], offline(seen), atol=tolerance, rtol=0)
+            np.testing.assert_allclose(contexts[i], offline(exported_model, seen), atol=tolerance, rtol=0)
             if call != "peek":
                 history[row] = seen
 

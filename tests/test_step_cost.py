@@ -40,8 +40,11 @@ def operations(encoder: ContextEncoder) -> int:
 
 
 @pytest.fixture(scope="module")
-def bundled():
-    return CausalPerceiverIO.from_pretrained("dmc-small")
+def bundled(cache_directory):
+    """The bundled model, its graph for ONNX Runtime in the cache."""
+    model = CausalPerceiverIO.from_pretrained("dmc-small")
+    OnnxStep(model)
+    return model
 
 
 def test_operations_of_a_step_do_not_grow(bundled):

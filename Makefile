@@ -28,7 +28,7 @@ test: setup
 	$(MAKE) --jobs=2 lint pytest
 
 pytest: .venv/.ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

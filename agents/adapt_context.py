@@ -15,7 +15,7 @@ from agents.prior_rollouts import fill, prior_episodes
 from agents.replay_contexts import catch_up, find_spans, reencode_buffer
 from agents.vec_context import FramesSeen, VecPerceiverContext
 from envs.arguments import whole_number
-from envs.rollouts import RolloutDataset
+from envs.rollouts import RolloutDataset, one_each
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.training.adaptation import Adaptation
 from perceiver_obs.training.data_record import describe_datasets, offline_frames
@@ -130,9 +130,8 @@ class AdaptContext(BaseCallback):
     def frames(self) -> FrameBudget:
         """Offline frames of `data` and `prior_data`, and online frames so far. Training must have started."""
         repeat = self._contract().get("action_repeat") or 1
-        datasets = [*self._adaptation.datasets, *self._prior_datasets]
-        once = {dataset.path: dataset for dataset in datasets}
-        offline = offline_frames(describe_datasets(list(once.values())))
+        datasets = one_each([*self._adaptation.datasets, *self._prior_datasets])
+        offline = offline_frames(describe_datasets(datasets))
         return FrameBudget(offline.control_steps, self.num_timesteps * repeat)
 
     @property

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.adaptable import check_adaptable, replay_buffer
 from agents.vec_context import VecPerceiverContext
-from envs.rollouts import Episode, RolloutDataset
+from envs.rollouts import Episode, RolloutDataset, one_each
 from perceiver_obs.training.probe_features import contexts_of_alike
 
 MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
@@ -57,7 +57,7 @@ def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
 
 def prior_episodes(datasets: Sequence[RolloutDataset], venv: VecPerceiverContext) -> list[list[Episode]]:
     """The episodes that each row's part of a replay buffer begins with, equally many steps; errors as above."""
-    datasets = list({dataset.path: dataset for dataset in datasets}.values())
+    datasets = one_each(datasets)
     for dataset in datasets:
         _check(dataset, venv)
     episodes = [episode for dataset in datasets for episode in dataset]

@@ -33,7 +33,7 @@ from agents.prior_rollouts import add_rollouts
 from agents.run_lock import only_trainer
 from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
-from envs.rollouts import RolloutDataset
+from envs.rollouts import RolloutDataset, one_each
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.data_record import describe_datasets, read_data_record
 
@@ -226,8 +226,7 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
 
 
 def _open(directories: Sequence[str]) -> list[RolloutDataset]:
-    """A directory that is named twice, as in `x` and `./x/`, once."""
-    return [RolloutDataset(path) for path in dict.fromkeys(map(Path, directories))]
+    return one_each(map(RolloutDataset, directories))
 
 
 def _fingerprint(venv: VecEnv) -> str | None:

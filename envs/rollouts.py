@@ -10,7 +10,7 @@ An episode's `.npz` is written last: where it is, the episode is whole. Files ne
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -105,6 +105,11 @@ class RolloutDataset(Sequence[Episode]):
             return inspect_episode(self.path / "episodes", index, self._layout)
         except (OSError, ValueError) as error:
             raise RolloutError(f"episode {index} of {self.path} is broken: {error}") from error
+
+
+def one_each(datasets: Iterable[RolloutDataset]) -> list[RolloutDataset]:
+    """A dataset for each directory among them: one that was named twice, however it was spelled, comes once."""
+    return list({dataset.path.resolve(): dataset for dataset in datasets}.values())
 
 
 class RolloutWriter:

@@ -1,5 +1,6 @@
 """`add_rollouts`: the replay buffer holds what it would if the policy had played the recorded episodes itself."""
 
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -168,7 +169,7 @@ def settings(tmp_path):
 @pytest.mark.parametrize("adapt_every", [None, 32 * REPEAT])
 def test_a_run_begins_with_them_once(settings, monkeypatch, adapt_every):
     (data,) = settings.prior_data
-    settings = replace(settings, prior_data=(data, f"{data}/."), adapt_every=adapt_every, adapt_steps=2)
+    settings = replace(settings, prior_data=(data, os.path.relpath(data)), adapt_every=adapt_every, adapt_steps=2)
     kill_at_second_evaluation(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train_policy(settings)

@@ -9,12 +9,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: .venv/.ready gl
 
-# torch first and by its exact version: CPU builds are found under it where an index offers them. Bytecode is left to
-# the first import: compiling all that is installed took half of the set-up.
+# torch first and by its exact version: CPU builds are found under it where an index offers them.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --no-compile torch==2.13.0
-	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq torch==2.13.0
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	touch $@
 
 # Software OpenGL for rendering, from the system's packages, where it is missing and we may install it.

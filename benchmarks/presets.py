@@ -43,7 +43,7 @@ def train(preset: str, data: Path, folder: Path) -> dict[str, object]:
     predictor = [*options("predictor"), "--tokenizer", str(folder / "tokenizer")]
     train_predictor(parse_settings(TrainPredictorSettings, predictor, "predictor"))
     seconds["predictor"] = round(time.monotonic() - began) - seconds["tokenizer"]
-    results = probe(ProbeSettings(model=str(folder / "predictor"), data=str(data), out=str(folder / "probe")))
+    results = probe(ProbeSettings(model=str(folder / "predictor"), data=(str(data),), out=str(folder / "probe")))
     scores = {
         f"{result.features}, {result.regression}": {
             "positions": round(mean_r2(result, "position"), 3),

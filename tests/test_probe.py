@@ -1,19 +1,28 @@
 """Probes find what is there and nothing else, and read the contexts that a policy would get."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny_models import small_frames_model
 from tiny_runs import write_dataset
 
 from envs.rollouts import RolloutDataset
+from envs.state_coordinates import StateCoordinates
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.training.data import leading_actions
+from perceiver_obs.training.datasets import split_episodes
 from perceiver_obs.training.probe import ProbeSettings, probe
-from perceiver_obs.training.probe_features import context_features, pca_features, random_model, supervised_model
-from perceiver_obs.training.probe_regression import mlp, ridge, score
-from perceiver_obs.training.probe_report import mean_r2
+from perceiver_obs.training.probe_episodes import EpisodeList, ProbeSet, ProbeTask, probe_tasks
+from perceiver_obs.training.probe_features import context_features, pca_features, random_model
+from perceiver_obs.training.probe_regression import ProbeResult, Score, mlp, ridge, score
+from perceiver_obs.training.probe_report import mean_r2, mean_r2_of_tasks, probe_tables
+from perceiver_obs.training.report import load_section
+from perceiver_obs.training.supervision import Supervision, supervised_model, supervision_settings
 
 pytest_plugins = ("tiny_data",)
 
@@ -104,36 +113,153 @@ def test_random_model_has_the_shape_but_not_the_weights(tiny_model):
     assert random_model(model, seed=0).fingerprint == untrained.fingerprint
 
 
-def test_supervision_changes_a_copy(tiny_data, tiny_model):
-    model = CausalPerceiverIO.from_pretrained(tiny_model)
+@pytest.fixture
+def two_sets(tmp_path) -> ProbeTask:
+    """Noise of one task: eight episodes of exploration, six on-policy."""
+    explored = write_dataset(tmp_path / "explored", [9] * 8, action_size=1, size=32, states=True)
+    played = write_dataset(tmp_path / "played", [20] * 6, action_size=1, size=32, states=True)
+    (task,) = probe_tasks([str(explored)], [str(played)], 0.1, 0.65, 400)
+    return task
+
+
+def test_supervision_trains_every_weight_between_frames_and_contexts_of_a_copy(two_sets, tmp_path):
+    model = small_frames_model()
     before = model.fingerprint
-    taught = supervised_model(model, RolloutDataset(tiny_data), [0, 1, 2], 3, torch.device("cpu"), seed=0)
-    assert model.fingerprint == before != taught.fingerprint
+    run = supervision_settings(("noise",), tmp_path, 3, 2, seed=0, device=torch.device("cpu"))
+    supervised = supervised_model(model, two_sets, run)
+    assert model.fingerprint == before
+    video = torch.rand(1, 4, 3, 32, 32)
+    model.requires_grad_(True).contexts(video, torch.rand(1, 4, 1)).square().sum().backward()
+    used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    learned = {
+        n for (n, new), old in zip(supervised.named_parameters(), model.parameters()) if not torch.equal(new, old)
+    }
+    assert any(name.startswith("predictor.tokenizer.encoder") for name in used)
+    assert used <= learned
+    assert not supervised.training
 
 
-def test_probe_of_both_sets_with_all_baselines(tiny_data, tiny_model, tmp_path, capsys):
+def test_supervision_that_is_killed_goes_on_to_the_same_weights(two_sets, tmp_path, monkeypatch):
+    def supervise(out: str) -> str:
+        run = supervision_settings(("noise",), tmp_path / out, 4, 2, seed=0, device=torch.device("cpu"))
+        return supervised_model(small_frames_model(), two_sets, replace(run, checkpoint_every=1)).fingerprint
+
+    whole = supervise("whole")
+    batch = Supervision.batch
+
+    def batch_of_a_dying_run(stage, step, rank):
+        if step == 3:
+            raise KeyboardInterrupt
+        return batch(stage, step, rank)
+
+    monkeypatch.setattr(Supervision, "batch", batch_of_a_dying_run)
+    with pytest.raises(KeyboardInterrupt):
+        supervise("killed")
+    steps = []
+    monkeypatch.setattr(Supervision, "batch", lambda stage, s, rank: steps.append(s) or batch(stage, s, rank))
+    assert supervise("killed") == whole
+    assert 0 < len(steps) < 4
+
+
+def test_no_episode_is_tested_on_that_anything_was_fitted_on(two_sets):
+    for each in two_sets.sets:
+        fitted, chosen, tested, supervised = (
+            {number for _, number in part.places}
+            for part in (each.training, each.validation, each.test, each.supervision)
+        )
+        assert not fitted & chosen
+        assert not (fitted | chosen | supervised) & tested
+        assert not supervised & chosen
+        assert fitted <= supervised
+        assert fitted | chosen | tested == set(range(len(each.datasets[0])))
+
+
+@pytest.mark.parametrize(("count", "fraction", "fitted"), [(20, 0.65, 13), (3, 0.65, 2), (3, 0.1, 2), (4, 0.99, 3)])
+def test_the_stated_share_of_a_policys_episodes_is_fitted_on(tmp_path, count, fraction, fitted):
+    explored = write_dataset(tmp_path / "explored", [2] * 3, states=True)
+    played = write_dataset(tmp_path / "played", [2] * count, states=True)
+    (task,) = probe_tasks([str(explored)], [str(played)], 0.1, fraction, 400)
+    on_policy = task.sets[1]
+    assert len(on_policy.training) + len(on_policy.validation) == fitted
+    assert len(on_policy.test) == count - fitted
+    held_out = {(str(d.path), d.indices[p]) for d, p in on_policy.test.places}
+    assert {(str(played), p) for p in split_episodes(RolloutDataset(played), 0.1)[1]} <= held_out
+
+
+def test_max_episodes_takes_some_of_every_dataset(tmp_path):
+    paths = [str(write_dataset(tmp_path / str(n), [2] * n, states=True)) for n in (40, 50)]
+    (task,) = probe_tasks(paths, [], 0.2, 0.65, 8)
+    (each,) = task.sets
+    assert len(each.training) + len(each.validation) == 8
+    assert len(each.test) == 2
+    for part in (each.training, each.validation, each.test):
+        assert {str(dataset.path) for dataset, _ in part.places} == set(paths)
+    assert len(each.supervision) > len(each.training)
+
+
+def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, capsys):
+    lengths = [20, 20, 20]
+    wild = write_dataset(tmp_path / "wild", lengths, action_size=1, size=32, states=True)
+    calm = write_dataset(tmp_path / "calm", lengths, action_size=1, size=32, states=True, spread=0.5)
     settings = ProbeSettings(
         model=str(tiny_model),
-        data=str(tiny_data),
-        on_policy=str(tiny_data),
-        out=str(tmp_path),
+        data=(str(tiny_data), str(wild)),
+        on_policy=(str(calm),),
+        out=str(tmp_path / "out"),
         supervised_steps=2,
+        supervised_batch=2,
         device="cpu",
     )
     results = probe(settings)
-    features = {"context", "PCA of 3 frames", "random weights", "supervised"}
-    expected = {(f, r, e) for f in features for r in ("ridge", "MLP") for e in ("exploration", "on-policy")}
-    assert {(each.features, each.regression, each.episodes) for each in results} == expected
-    names = RolloutDataset(tiny_data).meta["state_names"]
-    assert all(list(each.scores) == names for each in results)
-    saved = json.loads((tmp_path / "probe.json").read_text())
-    assert len(saved["results"]) == len(results)
-    assert set(saved["results"][0]["scores"][names[0]]) == {"r2", "rmse", "deviation"}
-    assert all(np.isfinite(mean_r2(each, prefix)) for each in results for prefix in ("position/", "velocity/"))
+    sets = [("cartpole-swingup", "exploration"), ("noise", "exploration"), ("noise", "on-policy")]
+    features = ["context", "PCA of 3 frames", "random weights", "supervised"]
+    expected = {(t, e, f, r) for t, e in sets for f in features for r in ("ridge", "MLP")}
+    assert {(each.task, each.episodes, each.features, each.regression) for each in results} == expected
+    saved = json.loads((tmp_path / "out" / "probe.json").read_text(), parse_constant=pytest.fail)
+    assert len(saved["results"]) == len(results) == len(expected)
+    assert set(saved["results"][0]["scores"]["position/slider"]) == {"r2", "rmse", "deviation"}
+    cartpole = saved["tasks"]["cartpole-swingup"]
+    assert {"name": "velocity/slider", "unit": "m/s", "twins": ""} in cartpole["coordinates"]
+    assert saved["tasks"]["noise"]["sets"]["on-policy"]["datasets"] == [str(calm)]
+    assert saved["tasks"]["noise"]["sets"]["on-policy"]["test"] == {"episodes": 1, "frames": 21}
+
+    by_task = [
+        mean_r2(result, "position/")
+        for result in results
+        if (result.episodes, result.features, result.regression) == ("exploration", "context", "MLP")
+    ]
+    mean = mean_r2_of_tasks(results, "exploration", "context", "MLP", "position/")
+    assert mean == pytest.approx(np.mean(by_task))
+    page = (tmp_path / "out" / "probe.md").read_text()
+    table = page.split("**Exploration, MLP: mean R² of positions / velocities**")[1].split("**")[0]
+    assert re.search(rf"\| mean \| {mean:.2f} / ", table)
+    assert f"| cartpole-swingup | {by_task[0]:.2f} / " in table
     printed = capsys.readouterr().out
-    assert "on-policy" in printed
-    assert "mean of" in printed
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 4
+    assert "On-policy, ridge" in printed
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 4  # two sets, two tasks
+    assert report.count("<table>") == 4 + 3  # by set and regression; coordinates by task and set
+    assert load_section(tmp_path / "out").tables
+    assert not (tmp_path / "out" / "supervised").exists()
+
+
+def test_an_on_policy_set_that_the_model_was_trained_on_is_named(tiny_data, tiny_model, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_data, copy)
+    meta = json.loads((copy / "meta.json").read_text())
+    (copy / "meta.json").write_text(json.dumps({**meta, "versions": {}}))
+    options = {
+        "model": str(tiny_model),
+        "out": str(tmp_path / "out"),
+        "baselines": False,
+        "mlp": False,
+        "device": "cpu",
+    }
+    probe(ProbeSettings(data=(str(copy),), on_policy=(str(tiny_data),), **options))
+    assert f"The model was trained on {tiny_data}" in capsys.readouterr().out
+    assert f"trained on {tiny_data}" in (tmp_path / "out" / "report.html").read_text()
+    probe(ProbeSettings(data=(str(tiny_data),), on_policy=(str(copy),), **options))
+    assert "The model was trained on" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("spread", "judged"), [(0.5, True), (0.02, False)])
@@ -141,24 +267,74 @@ def test_what_a_policy_holds_nearly_still_has_an_error_and_no_r2(tiny_model, tmp
     lengths = [20, 20, 20]
     wild = write_dataset(tmp_path / "wild", lengths, action_size=1, size=32, states=True)
     calm = write_dataset(tmp_path / "calm", lengths, action_size=1, size=32, states=True, spread=spread)
-    settings = ProbeSettings(str(tiny_model), str(wild), str(calm), str(tmp_path / "out"), device="cpu")
+    settings = ProbeSettings(str(tiny_model), (str(wild),), (str(calm),), str(tmp_path / "out"), device="cpu")
     for result in probe(settings):
         for each in result.scores.values():
             assert np.isfinite(each.r2) == (judged or result.episodes == "exploration")
             assert np.isfinite(each.rmse)
+    page = (tmp_path / "out" / "probe.md").read_text()
+    left_out = re.findall("Left out, .*: noise position/x, noise velocity/x", page)
+    assert len(left_out) == (0 if judged else 2)  # ridge and MLP
+    scores = json.loads((tmp_path / "out" / "probe.json").read_text())["results"][-1]["scores"]
+    assert (scores["velocity/x"]["r2"] is None) == (not judged)
 
 
-def test_rollouts_without_states_cannot_be_probed(tiny_model, tmp_path):
-    blind = write_dataset(tmp_path / "blind", [4, 4, 4], size=32)
-    with pytest.raises(ValueError, match="without states"):
-        probe(ProbeSettings(model=str(tiny_model), data=str(blind), out=str(tmp_path / "out"), device="cpu"))
+def twin_result(episodes: str, features: str, r2: dict[str, float]) -> ProbeResult:
+    scores = {name: Score(value, 0.1, 1.0) for name, value in r2.items()}
+    return ProbeResult("walker-walk", episodes, features, "MLP", scores)
 
 
-def test_probing_takes_three_episodes_and_states_of_one_kind(tiny_data, tiny_model, tmp_path):
-    few = write_dataset(tmp_path / "few", [4, 4], size=32, states=True)
-    with pytest.raises(ValueError, match="at least 3"):
-        probe(ProbeSettings(model=str(tiny_model), data=str(few), out=str(tmp_path / "out"), device="cpu"))
-    other = write_dataset(tmp_path / "other", [4, 4, 4], size=32, states=True)
-    settings = ProbeSettings(str(tiny_model), str(tiny_data), str(other), str(tmp_path / "out"), device="cpu")
-    with pytest.raises(ValueError, match="states of different kinds"):
-        probe(settings)
+def test_twin_limbs_have_a_table_of_their_own(tmp_path):
+    limbs = [f"{side}_{limb}" for side in ("right", "left") for limb in ("hip", "knee")]
+    names = ["position/rootz", *(f"{kind}/{limb}" for kind in ("position", "velocity") for limb in limbs)]
+    coordinates = StateCoordinates(names, "walker-walk")
+    empty = EpisodeList([])
+    task = ProbeTask("walker-walk", coordinates, (ProbeSet("exploration", (), empty, empty, empty, empty),))
+    r2 = {
+        "position/rootz": 0.5,
+        "position/right+left_hip": 0.9,
+        "position/right-left_hip": -0.1,
+        "position/right+left_knee": 0.7,
+        "position/right-left_knee": 0.1,
+        "velocity/right+left_hip": 0.4,
+        "velocity/right-left_hip": 0.0,
+        "velocity/right+left_knee": 0.2,
+        "velocity/right-left_knee": float("nan"),
+    }
+    (table,) = (t for t in probe_tables([twin_result("exploration", "context", r2)], [task]) if "look alike" in t.title)
+    assert table.columns == ("features", "sums", "differences", "hip", "knee", "hip velocity", "knee velocity")
+    assert table.rows == (
+        ("context, MLP", "0.80 / 0.30", "0.00 / 0.00", "0.90 / -0.10", "0.70 / 0.10", "0.40 / 0.00", "0.20 / –"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "on_policy", "message"),
+    [
+        (["blind"], [], "without states"),
+        (["few"], [], "at least 3"),
+        (["noise"], ["few"], "at least 3"),
+        (["noise"], ["cartpole"], "on-policy episodes of cartpole-swingup, but no exploration"),
+        (["noise", "odd"], [], "states of different kinds"),
+        (["noise"], ["odd"], "states of different kinds"),
+        (["noise", "cartpole"], ["noise"], "as exploration and as on-policy"),
+        (["nowhere"], [], "no rollout dataset at"),
+    ],
+)
+def test_datasets_that_cannot_be_probed_are_named(tiny_data, tmp_path, data, on_policy, message):
+    write_dataset(tmp_path / "blind", [4, 4, 4])
+    write_dataset(tmp_path / "few", [4, 4], states=True)
+    write_dataset(tmp_path / "noise", [4, 4, 4], states=True)
+    odd = write_dataset(tmp_path / "odd", [4, 4, 4], states=True) / "meta.json"
+    odd.write_text(odd.read_text().replace("position/x", "position/y"))
+    (tmp_path / "cartpole").symlink_to(tiny_data)
+    paths = [[str(tmp_path / name) for name in names] for names in (data, on_policy)]
+    with pytest.raises(ValueError, match=message):
+        probe_tasks(*paths, 0.1, 0.65, 100)
+
+
+@pytest.mark.parametrize("field", ["held_out_fraction", "on_policy_fitted"])
+def test_shares_lie_between_0_and_1(field):
+    for value in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=field):
+            ProbeSettings(**{field: value})

@@ -78,7 +78,7 @@ def policy_settings(model: Path | str, out: Path, **changes) -> TrainPolicySetti
     return TrainPolicySettings(**(arguments | changes))
 
 
-def rollout_meta(action_size: int, size: int, states: bool) -> dict:
+def rollout_meta(action_size: int, size: int, states: bool, task: str = "noise") -> dict:
     """Metadata of a dataset of noise."""
     contract = {
         "size": size,
@@ -86,7 +86,7 @@ def rollout_meta(action_size: int, size: int, states: bool) -> dict:
         "action_repeat": 2,
         "camera": 0,
         "render_quality": "fast",
-        "tasks": ["noise"],
+        "tasks": [task],
     }
     names = ["position/x", "velocity/x"] if states else None
     env = {"id": "noise", "kwargs": {}}
@@ -94,11 +94,17 @@ def rollout_meta(action_size: int, size: int, states: bool) -> dict:
 
 
 def write_dataset(
-    path: Path, lengths: list[int], action_size: int = 2, size: int = 16, states: bool = False, spread: float = 1.0
+    path: Path,
+    lengths: list[int],
+    action_size: int = 2,
+    size: int = 16,
+    states: bool = False,
+    spread: float = 1.0,
+    task: str = "noise",
 ) -> Path:
     """A dataset of noise whose episodes have `lengths` steps, through the real writer; states deviate by `spread`."""
     random = np.random.default_rng(sum(lengths) + action_size)
-    writer = RolloutWriter(path, rollout_meta(action_size, size, states))
+    writer = RolloutWriter(path, rollout_meta(action_size, size, states, task))
     for index, steps in enumerate(lengths):
         writer.write_episode(
             index,

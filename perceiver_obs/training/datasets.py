@@ -57,6 +57,11 @@ def split_episodes(dataset: RolloutDataset, held_out_fraction: float) -> tuple[l
     return [position for position in range(len(dataset)) if position not in held_out], sorted(held_out)
 
 
+def held_out_first(dataset: RolloutDataset) -> list[int]:
+    """All positions in a dataset, in the order in which `split_episodes` would hold them out."""
+    return sorted(range(len(dataset)), key=lambda position: _place(dataset.indices[position]))
+
+
 def _place(number: int) -> float:
     """Evenly spread over [0, 1), fixed for each episode number."""
     return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big") / 2**64

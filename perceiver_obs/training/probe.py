@@ -1,58 +1,65 @@
 """Does the context carry the state? Regressions from contexts to the true state, beside baselines."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from envs.rollouts import Episode, RolloutDataset
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
-from perceiver_obs.training.datasets import split_episodes
+from perceiver_obs.hub import find_pretrained
+from perceiver_obs.training.data_record import read_data_record
 from perceiver_obs.training.files import write_atomically
-from perceiver_obs.training.probe_features import (
-    FeatureMaker,
-    context_features,
-    pca_features,
-    random_model,
-    supervised_model,
-)
-from perceiver_obs.training.probe_regression import ProbeResult, mlp, ridge, score
-from perceiver_obs.training.probe_report import print_table, probe_section
+from perceiver_obs.training.probe_episodes import ON_POLICY, EpisodeList, ProbeTask, probe_tasks
+from perceiver_obs.training.probe_features import FeatureMaker, context_features, pca_features, random_model
+from perceiver_obs.training.probe_regression import ProbeResult, Score, mlp, ridge, score
+from perceiver_obs.training.probe_report import markdown, print_tables, probe_section, probe_tables
 from perceiver_obs.training.report import save_section
+from perceiver_obs.training.supervision import supervised_model, supervision_settings
 
-VALIDATION_FRACTION = 0.2
-HARDLY = 0.1  # of its deviation in exploration: a dimension that varies less is not judged by its R²
+MIN_RELATIVE_DEVIATION = 0.1  # of the deviation in exploration; below, R² says little of what a policy needs
 
 
 @dataclass
 class ProbeSettings:
-    """Measure how much of the true state a model's contexts carry, on episodes held out from training."""
+    """Measure how much of the true state a model's contexts carry, on episodes held out from training.
+
+    Datasets are grouped by their tasks; each task gets regressions of its own, and the tables their mean.
+    """
 
     model: str = "runs/predictor"
     """Directory, bundled name or hub id of the model."""
-    data: str = "runs/data"
-    """Exploration: rollouts with states, as the model was trained on."""
-    on_policy: str | None = None
-    """Rollouts with states of a competent policy on the same task: calm, upright, near the goal."""
+    data: tuple[str, ...] = ("runs/data",)
+    """Exploration: rollouts with states, as the model was trained on. One or several directories, of one or
+    several tasks."""
+    on_policy: tuple[str, ...] = ()
+    """Rollouts with states of competent policies on the same tasks, which the model has not seen: calm, upright,
+    near the goal."""
     out: str = "runs/probe"
-    """Directory for probe.json, the picture and a report."""
+    """Directory for probe.json, probe.md, the pictures and a report."""
     held_out_fraction: float = 0.1
-    """Share of the episodes to test on; the same as in training, so that the model has not seen them either."""
-    max_episodes: int = 100
-    """Read at most so many training episodes, and a quarter as many held-out ones, of each dataset."""
+    """Share of the exploration episodes to test on; the same as in training, so that the model has not seen them
+    either."""
+    on_policy_fitted: float = 0.65
+    """Share of the on-policy episodes that the regressions are fitted on too (13 of 20); the others are tested on."""
+    max_episodes: int = 400
+    """Fit on at most so many episodes of each task and kind, and test on at most a quarter as many."""
     mlp: bool = True
     """Fit a small network beside the ridge regression."""
     baselines: bool = True
     """Probe PCA of three stacked frames and a model with random weights as well."""
     supervised_steps: int = 0
-    """Train a copy of the model to tell the state for so many steps and probe it too: what the pixels hold.
-    It takes minutes; 0 leaves it out."""
+    """Train a copy of the model on the state for so many steps and probe it too: what its shape can read from
+    frames. A thousand take about three minutes of a core for each task; 0 leaves it out."""
+    supervised_batch: int = 16
+    """Clips in each of these steps."""
     seed: int = 0
-    """Seed of the baselines and of the network."""
+    """Seed of the baselines, of the supervision and of the network."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
 
@@ -61,101 +68,134 @@ class ProbeSettings:
             raise ValueError(f"max_episodes must be at least 3, got {self.max_episodes}")
         if self.supervised_steps < 0:
             raise ValueError(f"supervised_steps must not be negative, got {self.supervised_steps}")
-
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """Episodes of one kind: to fit on, to choose penalties on, and to test on."""
-
-    name: str
-    training: Sequence[Episode]
-    validation: Sequence[Episode]
-    test: Sequence[Episode]
+        if self.supervised_batch < 1:
+            raise ValueError(f"supervised_batch must be at least 1, got {self.supervised_batch}")
+        for name in ("held_out_fraction", "on_policy_fitted"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
 def probe(settings: ProbeSettings) -> list[ProbeResult]:
-    """Fits regressions on the training episodes of all sets together and tests them on each set's held-out ones.
+    """Fits regressions on the training episodes of a task's sets together and tests them on each set's test episodes.
 
-    One regression for all sets, since a policy has but one: on-policy states get no decoder of their own. A dimension
-    that the policy holds nearly still, at less than a tenth of its deviation in exploration, has no R² there: see its
-    error.
+    One regression for both sets, since a policy has but one: on-policy states get no decoder of their own. States
+    are regressed in the coordinates of `envs.state_coordinates`. A coordinate that varies on the test episodes less
+    than a tenth as much as in exploration has no R², and no part in the means: see its error.
 
-    Raises ValueError if a dataset holds no states or too few episodes, FileNotFoundError for an unknown model.
+    Raises ValueError if datasets do not fit together or the probe (`probe_tasks`), FileNotFoundError for an unknown
+    model.
     """
     device = choose_device(settings.device)
     model = CausalPerceiverIO.from_pretrained(settings.model)
-    paths = {"exploration": settings.data} | ({"on-policy": settings.on_policy} if settings.on_policy else {})
-    datasets = {name: _dataset_with_states(path) for name, path in paths.items()}
-    names = [dataset.meta["state_names"] for dataset in datasets.values()]
-    if any(each != names[0] for each in names):
-        raise ValueError(f"{settings.data} and {settings.on_policy} hold states of different kinds")
-    sets = [_split(name, dataset, settings) for name, dataset in datasets.items()]
-    makers = {"context": context_features(model, device, "contexts")}
-    if settings.baselines:
-        training = [episode for each in sets for episode in each.training]
-        makers["PCA of 3 frames"] = pca_features(training, model.context_dim, settings.seed)
-        untrained = random_model(model, settings.seed)
-        makers["random weights"] = context_features(untrained, device, "contexts of random weights")
-    if settings.supervised_steps:
-        dataset = datasets["exploration"]
-        episodes = split_episodes(dataset, settings.held_out_fraction)[0]
-        taught = supervised_model(model, dataset, episodes, settings.supervised_steps, device, settings.seed)
-        makers["supervised"] = context_features(taught, device, "contexts after supervision")
+    tasks = probe_tasks(
+        settings.data, settings.on_policy, settings.held_out_fraction, settings.on_policy_fitted, settings.max_episodes
+    )
     results: list[ProbeResult] = []
-    for name, make in makers.items():
-        results += _probe_features(name, make, sets, names[0], settings)
-    _write(settings, results, sets)
+    for task in tasks:
+        for name, make in _features(model, task, settings, device):
+            results += _probe_features(name, make, task, settings)
+    _write(settings, results, tasks)
+    # What a killed probe would have gone on from.
+    shutil.rmtree(_supervision_directory(settings), ignore_errors=True)
     return results
 
 
-def _dataset_with_states(path: str) -> RolloutDataset:
-    dataset = RolloutDataset(path)
-    if not dataset.meta["state_names"]:
-        raise ValueError(f"{path} was collected without states; collect it with states to probe it")
-    return dataset
+def _features(
+    model: CausalPerceiverIO, task: ProbeTask, settings: ProbeSettings, device: torch.device
+) -> Iterator[tuple[str, FeatureMaker]]:
+    yield "context", context_features(model, device, f"{task.name}: contexts")
+    if settings.baselines:
+        training = _joined(each.training for each in task.sets)
+        yield "PCA of 3 frames", pca_features(training, model.context_dim, settings.seed)
+        untrained = random_model(model, settings.seed)
+        yield "random weights", context_features(untrained, device, f"{task.name}: contexts of random weights")
+    if settings.supervised_steps:
+        run_settings = supervision_settings(
+            (*settings.data, *settings.on_policy),
+            _supervision_directory(settings),
+            settings.supervised_steps,
+            settings.supervised_batch,
+            settings.seed,
+            device,
+        )
+        supervised = supervised_model(model, task, run_settings)
+        yield "supervised", context_features(supervised, device, f"{task.name}: contexts after supervision")
 
 
-def _split(name: str, dataset: RolloutDataset, settings: ProbeSettings) -> ProbeSet:
-    fitting, test = split_episodes(dataset, settings.held_out_fraction)
-    if len(fitting) < 2:
-        raise ValueError(f"{dataset.path} holds {len(dataset)} episodes; probing takes at least 3")
-    fitting = fitting[: settings.max_episodes]
-    num_validation = max(1, round(VALIDATION_FRACTION * len(fitting)))
-    chosen = (fitting[num_validation:], fitting[:num_validation], test[: max(1, settings.max_episodes // 4)])
-    return ProbeSet(name, *([dataset[i] for i in indices] for indices in chosen))
-
-
-def _probe_features(
-    name: str, make: FeatureMaker, sets: Sequence[ProbeSet], state_names: Sequence[str], settings: ProbeSettings
-) -> list[ProbeResult]:
+def _probe_features(name: str, make: FeatureMaker, task: ProbeTask, settings: ProbeSettings) -> list[ProbeResult]:
     parts = [
-        [episode for each in sets for episode in each.training],
-        [episode for each in sets for episode in each.validation],
-        *(each.test for each in sets),
+        _joined(each.training for each in task.sets),
+        _joined(each.validation for each in task.sets),
+        *(each.test for each in task.sets),
     ]
-    features = iter(make([episode for part in parts for episode in part]))
-    x = [np.concatenate([next(features) for _ in part]).astype(np.float64) for part in parts]
-    y = [np.concatenate([_states(episode) for episode in part]) for part in parts]
+    features = iter(make(_joined(parts)))
+    x = [np.concatenate([next(features) for _ in range(len(part))]).astype(np.float64) for part in parts]
+    y = [np.concatenate(part.states(task.coordinates)) for part in parts]
     predictions = {"ridge": ridge(x[0], y[0], x[1], y[1], x[2:])}
     if settings.mlp:
         predictions["MLP"] = mlp(x[0], y[0], x[1], y[1], x[2:], settings.seed)
-    least = HARDLY * y[2].std(axis=0)
+    least = MIN_RELATIVE_DEVIATION * y[2].std(axis=0)
+    names = [coordinate.name for coordinate in task.coordinates.coordinates]
     return [
-        ProbeResult(name, regression, each.name, dict(zip(state_names, score(states, predicted, least))))
+        ProbeResult(task.name, each.name, name, regression, dict(zip(names, score(states, predicted, least))))
         for regression, of_sets in predictions.items()
-        for each, states, predicted in zip(sets, y[2:], of_sets)
+        for each, states, predicted in zip(task.sets, y[2:], of_sets)
     ]
 
 
-def _states(episode: Episode) -> NDArray[np.float64]:
-    return np.asarray(episode.states, np.float64)
+def _joined(lists: Iterable[EpisodeList]) -> EpisodeList:
+    return EpisodeList(place for each in lists for place in each.places)
 
 
-def _write(settings: ProbeSettings, results: Sequence[ProbeResult], sets: Sequence[ProbeSet]) -> None:
+def _supervision_directory(settings: ProbeSettings) -> Path:
+    return Path(settings.out) / "supervised"
+
+
+def _write(settings: ProbeSettings, results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> None:
     out = Path(settings.out)
-    test_frames = {each.name: sum(len(e.pixels) for e in each.test) for each in sets}
-    content = {"settings": asdict(settings), "test_frames": test_frames, "results": [asdict(r) for r in results]}
+    content = {
+        "settings": asdict(settings),
+        "min_relative_deviation": MIN_RELATIVE_DEVIATION,
+        "tasks": {task.name: _describe(task) for task in tasks},
+        "results": [
+            {**asdict(result), "scores": {name: _plain(each) for name, each in result.scores.items()}}
+            for result in results
+        ],
+    }
+    tables, notes = probe_tables(results, tasks), _notes(settings, tasks)
     write_atomically(out / "probe.json", json.dumps(content, indent=1).encode())
-    print_table(results)
-    save_section(out, probe_section(settings.model, results, test_frames))
-    print(f"probe: {out / 'probe.json'}; report: {out / 'report.html'}")
+    write_atomically(out / "probe.md", markdown(tables).encode())
+    save_section(out, probe_section(settings.model, results, tables, notes))
+    print_tables(tables)
+    print(*notes, f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}", sep="\n")
+
+
+def _plain(of_dimension: Score) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: None if np.isnan(value) else value for name, value in asdict(of_dimension).items()}
+
+
+def _describe(task: ProbeTask) -> dict[str, Any]:
+    """The coordinates, and the datasets, episodes and frames that were fitted and tested on."""
+    sets = {}
+    for each in task.sets:
+        parts = {"training": each.training, "validation": each.validation, "test": each.test}
+        sets[each.name] = {
+            "datasets": [str(dataset.path) for dataset in each.datasets],
+            **{name: {"episodes": len(part), "frames": sum(part.lengths)} for name, part in parts.items()},
+        }
+    return {"coordinates": [asdict(coordinate) for coordinate in task.coordinates.coordinates], "sets": sets}
+
+
+def _notes(settings: ProbeSettings, tasks: Sequence[ProbeTask]) -> list[str]:
+    """Which on-policy episodes are not new to the model, as far as its record says."""
+    record = read_data_record(find_pretrained(settings.model)) or []
+    seen = {entry["fingerprint"] for entry in record}
+    return [
+        f"The model was trained on {dataset.path}: its figures on-policy are not those of new episodes."
+        for task in tasks
+        for each in task.sets
+        if each.name == ON_POLICY
+        for dataset in each.datasets
+        if dataset.fingerprint in seen
+    ]

@@ -125,9 +125,14 @@ def score(states: Array, predictions: Array, least: Array | float = 0.0) -> list
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores of one regression from one kind of features on one set of held-out episodes, one a state dimension."""
+    """Scores of one regression from one kind of features on the test episodes of one set of a task.
 
+    Attributes:
+        scores: by name of the coordinate.
+    """
+
+    task: str
+    episodes: str
     features: str
     regression: str
-    episodes: str
     scores: dict[str, Score]

@@ -1,77 +1,197 @@
-"""The results of a probe as a table and as pictures."""
+"""The results of a probe as tables and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from envs.state_coordinates import Coordinate
 from perceiver_obs.training import pictures
+from perceiver_obs.training.probe_episodes import ProbeSet, ProbeTask
 from perceiver_obs.training.probe_regression import ProbeResult
-from perceiver_obs.training.report import Figure, Section
+from perceiver_obs.training.report import Figure, Section, Table
 
 KINDS = {"positions": "position/", "velocities": "velocity/"}
+MEAN = "mean"
 
 
 def mean_r2(result: ProbeResult, prefix: str) -> float:
-    """Mean R² over the state dimensions whose names begin with `prefix` and which vary; NaN if there are none."""
-    values = [score.r2 for name, score in result.scores.items() if name.startswith(prefix) and np.isfinite(score.r2)]
-    return float(np.mean(values)) if values else float("nan")
+    """Mean R² over the coordinates whose names begin with `prefix` and that have one; NaN if there are none."""
+    return _mean(score.r2 for name, score in result.scores.items() if name.startswith(prefix))
 
 
-def print_table(results: Sequence[ProbeResult]) -> None:
-    """Prints, for each set of episodes, ridge scores of every dimension and the means of all regressions."""
+def mean_r2_of_tasks(
+    results: Sequence[ProbeResult], episodes: str, features: str, regression: str, prefix: str
+) -> float:
+    """Mean over the tasks of `mean_r2`, of one kind of features and of regression on one set of episodes."""
+    chosen = [r for r in results if (r.episodes, r.features, r.regression) == (episodes, features, regression)]
+    return _mean(mean_r2(result, prefix) for result in chosen)
+
+
+def probe_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
+    """All that a probe found: for each set and regression the tasks and their mean, then twin limbs, then each
+    coordinate of each task."""
+    tables = []
+    for episodes in _names(result.episodes for result in results):
+        for regression in _names(result.regression for result in results):
+            chosen = [r for r in results if (r.episodes, r.regression) == (episodes, regression)]
+            tables.append(_task_table(episodes, regression, chosen, _left_out(chosen, tasks)))
+    for task in tasks:
+        of_task = [result for result in results if result.task == task.name]
+        tables += [table for each in task.sets if (table := _twin_table(task, each, of_task))]
+    for task in tasks:
+        of_context = [r for r in results if r.task == task.name and r.features == "context"]
+        tables += [_coordinate_table(task, each, of_context) for each in task.sets]
+    return tables
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Tables as a page of Markdown, ready for a model card."""
+    return "\n".join(_markdown_table(table) for table in tables)
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Prints tables, a few columns at a time where the terminal is narrow."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
-    for episodes in dict.fromkeys(result.episodes for result in results):
-        chosen = [result for result in results if result.episodes == episodes]
-        linear = [result for result in chosen if result.regression == "ridge"]
-        table = Table(title=f"{episodes}, held out: R² and root-mean-square error of ridge regression")
-        table.add_column("state dimension")
-        table.add_column("deviation", justify="right")
-        for result in linear:
-            table.add_column(result.features, justify="right")
-        for dimension, first in linear[0].scores.items():
-            scores = [result.scores[dimension] for result in linear]
-            cells = [f"{score.r2:5.2f}  {score.rmse:.2g}" for score in scores]
-            table.add_row(dimension, f"{first.deviation:.2g}", *cells)
-        for regression in dict.fromkeys(result.regression for result in chosen):
-            table.add_section()
-            for kind, prefix in KINDS.items():
-                means = [mean_r2(result, prefix) for result in chosen if result.regression == regression]
-                table.add_row(f"mean of {kind}, {regression}", "", *(f"{mean:.2f}" for mean in means))
-        Console().print(table)
+    console = Console()
+    for table in tables:
+        drawn = RichTable(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
+        for place, name in enumerate(table.columns):
+            drawn.add_column(name, justify="right" if place else "left", no_wrap=not place)
+        for row in table.rows:
+            if row[0] == MEAN:
+                drawn.add_section()
+            drawn.add_row(*row)
+        console.print(drawn)
 
 
-def probe_section(model: str, results: Sequence[ProbeResult], test_frames: Mapping[str, int]) -> Section:
+def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[Table], notes: Sequence[str]) -> Section:
     """What a probe has to show."""
-    figures, facts = [], {}
-    for number, episodes in enumerate(dict.fromkeys(result.episodes for result in results)):
-        chosen = [result for result in results if result.episodes == episodes]
-        groups = {
-            f"{kind}, {regression}": {r.features: mean_r2(r, prefix) for r in chosen if r.regression == regression}
-            for kind, prefix in KINDS.items()
-            for regression in dict.fromkeys(r.regression for r in chosen)
-        }
-        of_context = [result for result in chosen if result.features == "context"]
+    tasks, sets, regressions, features = (
+        _names(getattr(result, name) for result in results) for name in ("task", "episodes", "regression", "features")
+    )
+    facts, figures = {}, []
+    for episodes in sets:
+        groups = {}
+        for kind, prefix in KINDS.items():
+            means = {r: mean_r2_of_tasks(results, episodes, "context", r, prefix) for r in regressions}
+            facts[f"{kind}, {episodes}"] = ", ".join(f"{r} R² {value:.2f}" for r, value in means.items())
+            for regression in regressions:
+                groups[f"{kind}, {regression}"] = {
+                    name: mean_r2_of_tasks(results, episodes, name, regression, prefix) for name in features
+                }
+        caption = (
+            f"Mean R² over the state's coordinates, and over {len(tasks)} tasks: 1 is perfect, 0 is as good as the "
+            "best constant. Bars below 0 are cut."
+        )
+        figures.append(
+            Figure(f"probe_{episodes}", f"State from features, {episodes}", caption, pictures.bars(groups, "mean R²"))
+        )
+    for task in tasks:
+        of_context = [r for r in results if r.task == task and r.features == "context"]
         dimensions = {
-            name.replace("/", "\n"): {r.regression: r.scores[name].r2 for r in of_context}
+            name.replace("/", "\n"): {f"{r.regression}, {r.episodes}": r.scores[name].r2 for r in of_context}
             for name in of_context[0].scores
         }
-        for kind, prefix in KINDS.items():
-            facts[f"{kind}, {episodes}"] = ", ".join(f"{r.regression} R² {mean_r2(r, prefix):.2f}" for r in of_context)
-        figures += [
-            Figure(
-                f"probe_{number + 1}",
-                f"State from features, {episodes}",
-                f"Mean R² over the state's dimensions on {test_frames[episodes]:,} held-out frames: 1 is perfect, 0 is "
-                "as good as the best constant. Bars below 0 are cut. Dimensions that hardly vary are left out.",
-                pictures.bars(groups, "mean R²"),
-            ),
-            Figure(
-                f"probe_dimensions_{number + 1}",
-                f"Each dimension from the context, {episodes}",
-                "R² of each dimension of the state; probe.json holds the errors in the state's own units.",
-                pictures.bars(dimensions, "R²"),
-            ),
-        ]
-    return Section("State probe", f"What the contexts of {model} tell of the true state.", facts, tuple(figures))
+        caption = "R² of each coordinate of the state; the tables hold the errors in the state's own units."
+        title = f"Each coordinate from the context, {task}"
+        figures.append(Figure(f"probe_{task}", title, caption, pictures.bars(dimensions, "R²")))
+    summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
+    return Section("State probe", summary, facts, tuple(figures), tuple(tables))
+
+
+def _task_table(episodes: str, regression: str, results: Sequence[ProbeResult], left_out: str) -> Table:
+    features = _names(result.features for result in results)
+    found = {(result.task, result.features): result for result in results}
+    tasks = _names(result.task for result in results)
+    rows = [
+        (task, *(_pair(*(mean_r2(found[task, name], prefix) for prefix in KINDS.values())) for name in features))
+        for task in tasks
+    ]
+    means = (
+        [mean_r2_of_tasks(results, episodes, name, regression, prefix) for prefix in KINDS.values()]
+        for name in features
+    )
+    rows.append((MEAN, *(_pair(*each) for each in means)))
+    title = f"{episodes.capitalize()}, {regression}: mean R² of positions / velocities"
+    return Table(title, ("task", *features), tuple(rows), left_out)
+
+
+def _left_out(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> str:
+    names = [
+        f"{task.name} {name}"
+        for task in tasks
+        for name in _names(n for r in results if r.task == task.name for n, s in r.scores.items() if np.isnan(s.r2))
+    ]
+    if not names:
+        return "No coordinate is left out."
+    return f"Left out, as they vary less than a tenth as much as in exploration, or not at all: {', '.join(names)}."
+
+
+def _twin_table(task: ProbeTask, each: ProbeSet, results: Sequence[ProbeResult]) -> Table | None:
+    """Sums and differences of limbs that look alike; None where there are none."""
+    twins = [c for c in task.coordinates.coordinates if c.twins]
+    if not twins:
+        return None
+    limbs = _names(_limb(coordinate) for coordinate in twins)
+    by_limb = {(_limb(coordinate), coordinate.twins): coordinate.name for coordinate in twins}
+    names = {
+        twin: [[c.name for c in twins if c.twins == twin and c.name.startswith(p)] for p in KINDS.values()]
+        for twin in ("sum", "difference")
+    }
+    rows = []
+    for result in results:
+        if result.episodes == each.name:
+            r2 = {name: score.r2 for name, score in result.scores.items()}
+            means = (_pair(*(_mean(r2[n] for n in of_kind) for of_kind in names[twin])) for twin in names)
+            cells = (_pair(*(r2[by_limb[limb, twin]] for twin in names)) for limb in limbs)
+            rows.append((f"{result.features}, {result.regression}", *means, *cells))
+    title = f"{task.name}, {each.name}: R² of limbs that look alike"
+    caption = (
+        "sums, differences: mean of positions / velocities. Limbs: right + left / right - left. Sums say how well "
+        "limbs are seen, differences also which is which."
+    )
+    return Table(title, ("features", "sums", "differences", *limbs), tuple(rows), caption)
+
+
+def _limb(coordinate: Coordinate) -> str:
+    kind, _, name = coordinate.name.partition("/")
+    return name.split("left_")[-1] + (" velocity" if kind == "velocity" else "")
+
+
+def _coordinate_table(task: ProbeTask, each: ProbeSet, of_context: Sequence[ProbeResult]) -> Table:
+    chosen = [result for result in of_context if result.episodes == each.name]
+    columns = [f"{result.regression} {measure}" for result in chosen for measure in ("R²", "RMSE")]
+    rows = []
+    for coordinate in task.coordinates.coordinates:
+        scores = [result.scores[coordinate.name] for result in chosen]
+        cells = [cell for score in scores for cell in (_number(score.r2), f"{score.rmse:.2g}")]
+        rows.append((coordinate.name, coordinate.unit, f"{scores[0].deviation:.2g}", *cells))
+    episodes, frames = len(each.test), sum(each.test.lengths)
+    title = f"{task.name}, {each.name}: each coordinate from the context"
+    caption = f"On {frames:,} frames of {episodes} episodes. Deviation and error (RMSE) in the coordinate's unit."
+    return Table(title, ("coordinate", "unit", "deviation", *columns), tuple(rows), caption)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, ("---", *["---:"] * (len(table.columns) - 1)), *table.rows]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{table.title}**\n\n{rows}\n" + (f"\n{table.caption}\n" if table.caption else "")
+
+
+def _pair(first: float, second: float) -> str:
+    return f"{_number(first)} / {_number(second)}"
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _names(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

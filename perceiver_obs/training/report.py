@@ -5,8 +5,9 @@ import html
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from perceiver_obs.training import pictures
 from perceiver_obs.training.files import write_atomically
@@ -29,13 +30,24 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of text, the first entry of each a label, with a title and a line that says how to read them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """What one job has to show: facts by name, and figures."""
+    """What one job has to show: facts by name, tables and figures."""
 
     title: str
     summary: str
     facts: dict[str, str] = field(default_factory=dict)
     figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass
@@ -80,6 +92,7 @@ def save_section(directory: str | Path, section: Section) -> None:
         write_atomically(directory / "figures" / f"{figure.name}.png", figure.png)
     figures = [{"name": f.name, "title": f.title, "caption": f.caption} for f in section.figures]
     content = {"title": section.title, "summary": section.summary, "facts": section.facts, "figures": figures}
+    content["tables"] = [asdict(table) for table in section.tables]
     write_atomically(directory / SECTION_FILE, json.dumps(content, indent=2).encode())
     write_atomically(directory / "report.html", page(section.title, [section]).encode())
 
@@ -93,10 +106,16 @@ def load_section(directory: str | Path) -> Section:
             Figure(**figure, png=(directory / "figures" / f"{figure['name']}.png").read_bytes())
             for figure in content["figures"]
         )
-        return Section(content["title"], content["summary"], content["facts"], figures)
+        tables = tuple(_load_table(table) for table in content.get("tables", []))
+        return Section(content["title"], content["summary"], content["facts"], figures, tables)
     if (directory / CURVE_FILE).is_file():
         return policy_section(directory)
     raise FileNotFoundError(f"{directory} holds no results: neither {SECTION_FILE} nor {CURVE_FILE} is there")
+
+
+def _load_table(content: dict[str, Any]) -> Table:
+    rows = tuple(tuple(row) for row in content["rows"])
+    return Table(content["title"], tuple(content["columns"]), rows, content["caption"])
 
 
 def policy_section(directory: Path) -> Section:
@@ -133,9 +152,19 @@ def _section_html(section: Section) -> str:
     facts = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in section.facts.items()
     )
+    tables = "".join(_table_html(table) for table in section.tables)
     figures = "".join(_figure_html(figure) for figure in section.figures)
     summary = f"<p>{html.escape(section.summary)}</p>"
-    return f"<section><h2>{html.escape(section.title)}</h2>{summary}<dl>{facts}</dl>{figures}</section>"
+    return f"<section><h2>{html.escape(section.title)}</h2>{summary}<dl>{facts}</dl>{tables}{figures}</section>"
+
+
+def _table_html(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    return (
+        f"<figure><h3>{html.escape(table.title)}</h3><div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        f"</table></div><figcaption>{html.escape(table.caption)}</figcaption></figure>"
+    )
 
 
 def _figure_html(figure: Figure) -> str:
@@ -154,5 +183,8 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 dl { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
 dl div { background: #f6f8fa; border-radius: 6px; padding: .45rem .8rem; }
 dt { font-size: .75rem; color: #57606a; } dd { margin: 0; font-weight: 600; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } figure div { overflow-x: auto; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #d0d7de; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.6rem 0; } img { max-width: 100%; } figcaption { color: #57606a; font-size: .87rem; }
 """

@@ -4,12 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from test_readme import SMALL
 
-from perceiver_obs.cli import main
+from perceiver_obs.cli import JOBS, main
+from perceiver_obs.training.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
@@ -35,3 +37,11 @@ def test_snippets_run_in_order(page, tmp_path, monkeypatch):
     for line in "".join(snippets(page, "bash")).splitlines():
         name, *options = shlex.split(line)[1:]
         assert main([name, *options, *shlex.split(SMALLER[name])]) == 0, line
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "sh")], ids=lambda page: page.stem)
+def test_commands_that_take_too_long_for_a_test_have_settings_that_exist(page):
+    for line in "".join(snippets(page, "sh")).replace("\\\n", "").splitlines():
+        name, *options = shlex.split(line)[1:]
+        settings = getattr(import_module(JOBS[name].module), JOBS[name].settings)
+        parse_settings(settings, options, name)

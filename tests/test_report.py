@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +17,7 @@ from perceiver_obs.training.report import (
     Figure,
     ReportSettings,
     Section,
+    Table,
     find_sections,
     load_section,
     page,
@@ -39,6 +41,7 @@ SECTION = Section(
     "Frames <to> tokens & back.",
     {"held-out PSNR": "30.1 dB"},
     (Figure("curves", "Curves", "Over the steps.", pictures.code_usage(np.array([[3, 2, 0]]))),),
+    (Table("Errors <m>", ("task", "a & b"), (("walker", "1 / 2"), ("mean", "–")), "Less is better."),),
 )
 
 
@@ -71,6 +74,7 @@ def test_page_holds_everything_itself_and_escapes_text():
     assert all(link.startswith("data:image/png;base64,") for link in structure.links)
     assert "Frames <to> tokens & back." in structure.text
     assert "A <title>" in structure.text
+    assert all(text in structure.text for text in ("Errors <m>", "a & b", "1 / 2", "Less is better."))
     assert not re.search(r"https?://", page("x", [SECTION]))
 
 
@@ -78,6 +82,14 @@ def test_sections_survive_their_directory(tmp_path):
     save_section(tmp_path / "run", SECTION)
     assert load_section(tmp_path / "run") == SECTION
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_sections_of_before_there_were_tables_load(tmp_path):
+    save_section(tmp_path, SECTION)
+    content = json.loads((tmp_path / "section.json").read_text())
+    del content["tables"]
+    (tmp_path / "section.json").write_text(json.dumps(content))
+    assert load_section(tmp_path) == replace(SECTION, tables=())
 
 
 def test_report_of_runs_within_a_directory_is_in_the_order_of_the_jobs(tmp_path, capsys):

@@ -18,7 +18,13 @@ from perceiver_obs.training.files import write_atomically
 from perceiver_obs.training.probe_episodes import ON_POLICY, EpisodeList, ProbeTask, probe_tasks
 from perceiver_obs.training.probe_features import FeatureMaker, context_features, pca_features, random_model
 from perceiver_obs.training.probe_regression import ProbeResult, Score, mlp, ridge, score
-from perceiver_obs.training.probe_report import markdown, print_tables, probe_section, probe_tables
+from perceiver_obs.training.probe_report import (
+    coordinate_tables,
+    markdown,
+    print_tables,
+    probe_section,
+    summary_tables,
+)
 from perceiver_obs.training.report import save_section
 from perceiver_obs.training.supervision import supervised_model, supervision_settings
 
@@ -55,7 +61,7 @@ class ProbeSettings:
     """Probe PCA of three stacked frames and a model with random weights as well."""
     supervised_steps: int = 0
     """Train a copy of the model on the state for so many steps and probe it too: what its shape can read from
-    frames. A thousand take about three minutes of a core for each task; 0 leaves it out."""
+    frames. A thousand take three to six minutes of a core for each task; 0 leaves it out."""
     supervised_batch: int = 16
     """Clips in each of these steps."""
     seed: int = 0
@@ -118,6 +124,7 @@ def _features(
             settings.seed,
             device,
         )
+        print(f"{task.name}: supervision on the state, {settings.supervised_steps:,} steps")
         supervised = supervised_model(model, task, run_settings)
         yield "supervised", context_features(supervised, device, f"{task.name}: contexts after supervision")
 
@@ -162,11 +169,13 @@ def _write(settings: ProbeSettings, results: Sequence[ProbeResult], tasks: Seque
             for result in results
         ],
     }
-    tables, notes = probe_tables(results, tasks), _notes(settings, tasks)
+    summary, each_coordinate = summary_tables(results, tasks), coordinate_tables(results, tasks)
+    notes = _notes(settings, tasks)
+    tables = [*summary, *each_coordinate]
     write_atomically(out / "probe.json", json.dumps(content, indent=1).encode())
     write_atomically(out / "probe.md", markdown(tables).encode())
     save_section(out, probe_section(settings.model, results, tables, notes))
-    print_tables(tables)
+    print_tables(tables if len(tasks) == 1 else summary)
     print(*notes, f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}", sep="\n")
 
 

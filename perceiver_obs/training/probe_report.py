@@ -27,9 +27,8 @@ def mean_r2_of_tasks(
     return _mean(mean_r2(result, prefix) for result in chosen)
 
 
-def probe_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
-    """All that a probe found: for each set and regression the tasks and their mean, then twin limbs, then each
-    coordinate of each task."""
+def summary_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
+    """For each set and regression the tasks and their mean, then limbs that look alike."""
     tables = []
     for episodes in _names(result.episodes for result in results):
         for regression in _names(result.regression for result in results):
@@ -38,6 +37,12 @@ def probe_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> 
     for task in tasks:
         of_task = [result for result in results if result.task == task.name]
         tables += [table for each in task.sets if (table := _twin_table(task, each, of_task))]
+    return tables
+
+
+def coordinate_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
+    """For each task and set each coordinate from the context, with errors in its unit."""
+    tables = []
     for task in tasks:
         of_context = [r for r in results if r.task == task.name and r.features == "context"]
         tables += [_coordinate_table(task, each, of_context) for each in task.sets]
@@ -50,7 +55,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """Prints tables, a few columns at a time where the terminal is narrow."""
+    """Prints tables to the terminal."""
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -88,7 +93,7 @@ def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[T
         figures.append(
             Figure(f"probe_{episodes}", f"State from features, {episodes}", caption, pictures.bars(groups, "mean R²"))
         )
-    for task in tasks:
+    for number, task in enumerate(tasks):
         of_context = [r for r in results if r.task == task and r.features == "context"]
         dimensions = {
             name.replace("/", "\n"): {f"{r.regression}, {r.episodes}": r.scores[name].r2 for r in of_context}
@@ -96,7 +101,7 @@ def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[T
         }
         caption = "R² of each coordinate of the state; the tables hold the errors in the state's own units."
         title = f"Each coordinate from the context, {task}"
-        figures.append(Figure(f"probe_{task}", title, caption, pictures.bars(dimensions, "R²")))
+        figures.append(Figure(f"probe_task_{number + 1}", title, caption, pictures.bars(dimensions, "R²")))
     summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
     return Section("State probe", summary, facts, tuple(figures), tuple(tables))
 
@@ -185,7 +190,7 @@ def _pair(first: float, second: float) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"
+    return "–" if np.isnan(value) else f"{round(value, 2) + 0:.2f}"  # + 0: no "-0.00"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -69,7 +69,7 @@ def supervised_model(model: CausalPerceiverIO, task: ProbeTask, settings: RunSet
     """
     stage = Supervision(model, task, settings)
     key = hashlib.sha256(repr((stage.inputs, settings.steps, settings.seed)).encode()).hexdigest()[:12]
-    run = RunDirectory(Path(settings.out) / f"{task.name}-{key}", settings)
+    run = RunDirectory(Path(settings.out) / key, settings)
     train(stage, settings, run, make_accelerator(settings))
     return stage.model.cpu().eval().requires_grad_(False)
 

@@ -11,7 +11,7 @@ import torch
 from tiny_models import small_frames_model
 from tiny_runs import write_dataset
 
-from envs.rollouts import RolloutDataset
+from envs.rollouts import RolloutDataset, RolloutWriter
 from envs.state_coordinates import StateCoordinates
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.training.data import leading_actions
@@ -195,6 +195,33 @@ def test_max_episodes_takes_some_of_every_dataset(tmp_path):
     for part in (each.training, each.validation, each.test):
         assert {str(dataset.path) for dataset, _ in part.places} == set(paths)
     assert len(each.supervision) > len(each.training)
+
+
+def test_a_state_that_is_a_linear_map_of_contexts_is_read_whole(tmp_path):
+    model = small_frames_model()
+    model.save_pretrained(tmp_path / "model")
+    map_ = np.random.default_rng(0).normal(size=(model.context_dim, 2))
+    for name, length in (("explored", 12), ("played", 30)):
+        bare = RolloutDataset(write_dataset(tmp_path / f"{name}-bare", [length] * 8, action_size=1, size=32))
+        writer = RolloutWriter(tmp_path / name, {**bare.meta, "state_names": ["position/x", "velocity/x"]})
+        contexts = context_features(model, torch.device("cpu"), "contexts")(bare)
+        for number, (episode, each) in enumerate(zip(bare, contexts)):
+            fields = {**vars(episode), "states": (each @ map_ + [3, -2]).astype(np.float32)}
+            writer.write_episode(number, **fields)
+    results = probe(
+        ProbeSettings(
+            model=str(tmp_path / "model"),
+            data=(str(tmp_path / "explored"),),
+            on_policy=(str(tmp_path / "played"),),
+            out=str(tmp_path / "out"),
+            seed=1,  # the tiny model's weights are those of seed 0
+            device="cpu",
+        )
+    )
+    for result in results:
+        if result.regression == "ridge":
+            scores = [score.r2 for score in result.scores.values()]
+            assert min(scores) > 0.999 if result.features == "context" else max(scores) < 0.95
 
 
 def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, capsys):

@@ -93,14 +93,15 @@ def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[T
         figures.append(
             Figure(f"probe_{episodes}", f"State from features, {episodes}", caption, pictures.bars(groups, "mean R²"))
         )
-    for number, task in enumerate(tasks):
-        of_context = [r for r in results if r.task == task and r.features == "context"]
+    for number, task in enumerate(tasks):  # bars of both regressions would be too many to read
+        drawn = (task, "context", regressions[-1])
+        of_context = [r for r in results if (r.task, r.features, r.regression) == drawn]
         dimensions = {
-            name.replace("/", "\n"): {f"{r.regression}, {r.episodes}": r.scores[name].r2 for r in of_context}
+            name.replace("/", "\n"): {r.episodes: r.scores[name].r2 for r in of_context}
             for name in of_context[0].scores
         }
         caption = "R² of each coordinate of the state; the tables hold the errors in the state's own units."
-        title = f"Each coordinate from the context, {task}"
+        title = f"Each coordinate from the context, {task}, {regressions[-1]}"
         figures.append(Figure(f"probe_task_{number + 1}", title, caption, pictures.bars(dimensions, "R²")))
     summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
     return Section("State probe", summary, facts, tuple(figures), tuple(tables))

@@ -7,15 +7,15 @@ from pathlib import Path
 from agents.benchmark_results import Results
 from agents.benchmark_suite import DRQ_AT_100K, METHODS, TASKS
 from agents.benchmark_tables import DRQ, Runs, aggregate_table, frames_table, returns_table, select
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training.pictures import return_curves
 
 
 def write_report(results: Results, docs: Path, results_file: Path) -> Path:
     """Writes `SUITE.md` and `images/SUITE.png` into `docs`, the same for the same results; returns the page's path."""
-    write_atomically(docs / "images" / f"{results.suite}.png", curves_picture(results.runs))
+    write_atomic(docs / "images" / f"{results.suite}.png", curves_picture(results.runs))
     page = docs / f"{results.suite}.md"
-    write_atomically(page, page_text(results, results_file).encode())
+    write_atomic(page, page_text(results, results_file).encode())
     return page
 
 

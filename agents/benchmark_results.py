@@ -13,8 +13,8 @@ from agents.benchmark_suite import INCIDENTAL, METHODS, TASKS, Protocol, RunKey
 from agents.learning_curve import CURVE_FILE, CurvePoint, read_curve
 from agents.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord, setting_changes
 from agents.train_policy import recorded_settings
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training.data_record import offline_frames
-from perceiver_obs.training.files import write_atomically
 from perceiver_obs.training.settings import read_json
 
 FORMAT_VERSION = 1
@@ -86,7 +86,7 @@ class Results:
         lines = ",\n".join("  " + json.dumps(asdict(run)) for run in self.runs)
         text = json.dumps(head, indent=1).removesuffix("\n}")
         text += f',\n "unfinished": {json.dumps(unfinished)},\n "runs": [\n{lines}\n ]\n}}\n'
-        write_atomically(path, text.encode())
+        write_atomic(path, text.encode())
 
     @classmethod
     def load(cls, path: Path, suite: str, protocol: Protocol) -> Results:

@@ -15,7 +15,7 @@ from agents.episodes import play_episodes
 from agents.fingerprint import check_fingerprint
 from agents.policy_env import PolicyEnvSettings, make_policy_env
 from agents.policy_files import POLICY_FILE, PolicyRecord
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         fingerprint=record.fingerprint,
     )
     out = settings.out if settings.out is not None else _directory(settings.policy) / "evaluation.json"
-    write_atomically(out, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    write_atomic(out, (json.dumps(asdict(result), indent=2) + "\n").encode())
     return result
 
 

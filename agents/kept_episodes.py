@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from agents.vec_context import FramesSeen
 from envs.episode import DAMAGED
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training.data import Recorded
-from perceiver_obs.training.files import clear_disk_errors
 
 KEPT_FILE = "kept_episodes.npz"
 
@@ -89,8 +89,7 @@ class KeptEpisodes:
                 arrays[f"{row}/{number:06d}/pixels"] = episode.pixels
                 arrays[f"{row}/{number:06d}/actions"] = episode.actions
                 arrays[f"{row}/{number:06d}/rewards"] = episode.rewards
-        with clear_disk_errors(path):
-            np.savez(path, allow_pickle=False, **arrays)
+        write_atomic(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     def load(self, path: Path) -> None:
         """Reads what `save` wrote, into an object that has kept nothing. Running episodes count as broken off.

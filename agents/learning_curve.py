@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 CURVE_FILE = "curve.jsonl"
 
@@ -41,7 +41,7 @@ class LearningCurve:
         """Adds a point and writes the file, whole or not at all."""
         self.points.append(point)
         lines = "".join(json.dumps(asdict(point)) + "\n" for point in self.points)
-        write_atomically(self.path, lines.encode())
+        write_atomic(self.path, lines.encode())
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

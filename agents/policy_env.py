@@ -75,9 +75,7 @@ def make_policy_env(
     `recorded_as` and what the policy sees.
     """
     tag = f"{recorded_as}:{settings.observation}"
-    make: list[Callable[[], gym.Env]] = [
-        partial(_make_one, settings, record, tag, number, num_envs) for number in range(num_envs)
-    ]
+    make: list[Callable[[], gym.Env]] = [partial(_make_one, settings, record, tag)] * num_envs
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
     venv: VecEnv = DummyVecEnv(make) if num_envs == 1 else SubprocVecEnv(make, start_method="forkserver")
     if settings.observation == "context":
@@ -111,7 +109,7 @@ class StateObservation(gym.Wrapper):
         return info.pop("state"), reward, terminated, truncated, info
 
 
-def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str, worker: int, num_workers: int) -> gym.Env:
+def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str) -> gym.Env:
     sees_state = settings.observation == "state"
     env = make_dmc(
         settings.task,
@@ -123,5 +121,5 @@ def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str, worker
         state_in_info=sees_state or record is not None,
     )
     if record is not None:
-        env = RecordRollouts(env, record, policy=tag, worker=worker, num_workers=num_workers)
+        env = RecordRollouts(env, record, policy=tag)
     return Monitor(StateObservation(env) if sees_state else env)

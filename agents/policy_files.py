@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.kept_episodes import KEPT_FILE
-from perceiver_obs.training.files import clear_disk_errors, write_atomically
+from perceiver_obs.files import new_directory, remove_abandoned, write_atomic
 
 FORMAT_VERSION = 1
 POLICY_FILE, RECORD_FILE, REPLAY_FILE = "policy.zip", "policy.json", "replay_buffer.pkl"
 PERCEIVER_DIRECTORY = "perceiver"
+_HALF_WRITTEN = re.compile(r"\.?step-.*\.tmp")  # without the dot by earlier versions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PolicyRecord:
     def save(self, directory: Path) -> None:
         """Writes `policy.json`, whole or not at all."""
         text = json.dumps(asdict(self), indent=2, sort_keys=True, default=str) + "\n"
-        write_atomically(directory / RECORD_FILE, text.encode())
+        write_atomic(directory / RECORD_FILE, text.encode())
 
     @classmethod
     def load(cls, directory: Path) -> PolicyRecord:
@@ -84,10 +84,7 @@ class PolicyRecord:
 def save_policy(algorithm: BaseAlgorithm, directory: Path) -> Path:
     """Writes `policy.zip`, whole or not at all, and returns its path."""
     path = directory / POLICY_FILE
-    temporary = path.with_name("policy.tmp.zip")
-    with clear_disk_errors(path):
-        algorithm.save(temporary)
-    os.replace(temporary, path)
+    write_atomic(path, algorithm.save)
     return path
 
 
@@ -103,12 +100,17 @@ class Checkpoints:
 
     def save(self, algorithm: BaseAlgorithm, save_more: Callable[[Path], None] | None = None) -> None:
         """Stores the algorithm, its replay buffer where it has one, and what `save_more` writes into the directory."""
-        with self._new(algorithm.num_timesteps) as directory:
+        remove_abandoned(self.directory, _HALF_WRITTEN)
+        final = self.directory / f"step-{algorithm.num_timesteps}"
+        with new_directory(final, replace=True) as directory:
             algorithm.save(directory / POLICY_FILE)
             if isinstance(algorithm, OffPolicyAlgorithm):
                 algorithm.save_replay_buffer(directory / REPLAY_FILE)
             if save_more is not None:
                 save_more(directory)
+        for old in self._whole():
+            if old != final:
+                shutil.rmtree(old)
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, None before the first."""
@@ -121,23 +123,7 @@ class Checkpoints:
                 path.unlink()
 
     def _whole(self) -> list[Path]:
-        return [path for path in self.directory.glob("step-*") if path.suffix != ".tmp"]
-
-    @contextmanager
-    def _new(self, step: int) -> Iterator[Path]:
-        final = self.directory / f"step-{step}"
-        temporary = final.with_suffix(".tmp")
-        for leftover in self.directory.glob("*.tmp"):
-            shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
-        with clear_disk_errors(final):
-            yield temporary
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        for old in self._whole():
-            if old != final:
-                shutil.rmtree(old)
+        return [path for path in self.directory.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
 
 
 def setting_changes(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:

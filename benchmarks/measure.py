@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from agents.made_with import processor
+from perceiver_obs.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -50,7 +51,8 @@ def write_results(name: str, results: Mapping[str, object], ratios: Mapping[str,
     """Writes `results/NAME.json` and prints the ratios."""
     path = RESULTS / f"{name}.json"
     rounded = {ratio: round(value, 3) for ratio, value in ratios.items()}
-    path.write_text(json.dumps({"machine": machine(), **results, "ratios": rounded}, indent=2) + "\n")
+    text = json.dumps({"machine": machine(), **results, "ratios": rounded}, indent=2) + "\n"
+    write_atomic(path, text.encode())
     for ratio, value in rounded.items():
         print(f"{value:10.2f}  {ratio}")
     print(f"written to {path}")

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from measure import DOCS, RESULTS
 from scale_page import write_scale_page
 
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training.pictures import COLORS, DOTS_PER_INCH
 
 ONE_ROW = {
@@ -160,7 +161,7 @@ def main() -> None:
     made_on = steps["machine"]
     collected = throughput["collected_frames_per_second"]
     training = throughput["ratios"]["plain loop / predictor training"]
-    (DOCS / "images" / "steps.png").write_bytes(picture(steps["timings"]))
+    write_atomic(DOCS / "images" / "steps.png", picture(steps["timings"]))
     page = f"""# What a step costs
 
 Written by `make bench` from `benchmarks/results/`; do not edit. One thread of an {made_on["processor"]}, torch \
@@ -194,7 +195,7 @@ A step of `train-predictor` reads cached tokens, computes contexts of some frame
 {training:.1f} times as fast as a plain loop of the same model, which encodes the frames at every step and foretells \
 all tokens of all frames to come.
 """
-    (DOCS / "speed.md").write_text(page)
+    write_atomic(DOCS / "speed.md", page.encode())
     print(f"written to {DOCS / 'speed.md'}")
     write_scale_page(steps, throughput)
 

@@ -3,6 +3,8 @@
 import numpy as np
 from measure import DOCS
 
+from perceiver_obs.files import write_atomic
+
 ENVIRONMENTS, FRAMES, GPUS, CORES = 1000, 100e6, 8, 64
 # NVIDIA H100 SXM data sheet: float32 outside of the tensor cores.
 GPU_PEAK = 67e12
@@ -93,5 +95,5 @@ sizes on each GPU:
 {GPUS} times as many clips a step.
 - Reading is what would have to be built next: frames come from memory-mapped files by one thread for each process.
 """
-    (DOCS / "scale.md").write_text(page)
+    write_atomic(DOCS / "scale.md", page.encode())
     print(f"written to {DOCS / 'scale.md'}")

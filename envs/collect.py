@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from envs.dmc import DmcEnv, RenderQuality
-from envs.files import remove_temporaries
 from envs.policies import policy_parts
 from envs.pool import CollectionError, Messages, Worker, WorkerPool
 from envs.process_worker import ProcessWorker, num_cores, worker_variables
 from envs.rollouts import RolloutDataset, RolloutWriter, whole_episodes
+from perceiver_obs.files import remove_abandoned
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
     env.close()
 
     out = Path(settings.out)
-    remove_temporaries(out / "episodes")
+    remove_abandoned(out / "episodes", re.compile(".*"))
     present = set(whole_episodes(out))
     missing = [index for index in range(settings.episodes) if index not in present]
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,16 +13,22 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from envs.files import write_atomic
+from envs.content_hash import PIXELS_DIGEST, Stamp, pixels_digest, stamp
+from perceiver_obs.files import locked, publish, written_aside
 
 # What zipfile raises for files that are no zip, cut short, of another version, encrypted, or of another content.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _MAX_TAG = 1024
 _MAX_HEADER = 4096  # bytes; ours take 128
+_NUMBERED = re.compile(r"(\d{6,})\.npz")
 
 
 class RolloutError(ValueError):
     """A rollout dataset, or something to be written to one, is not as it should be."""
+
+
+class EpisodeExists(RolloutError):
+    """An episode of that number is there already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +91,20 @@ def check_episode(episode: Episode, layout: Layout) -> None:
             raise RolloutError(f"{name} must be True or False, got {value!r:.80}")
 
 
-def write_episode(folder: Path, index: int, episode: Episode, compress: bool) -> None:
-    """Write both files, the `.npz` last: a failure on the way leaves no `.npz`, and so no episode."""
+def write_episode(folder: Path, index: int | None, episode: Episode, compress: bool) -> int:
+    """Write an episode under a number that no other has, and return it; nothing is ever replaced.
+
+    Both files are whole before either gets its name, the `.npz` last: a failure on the way leaves no `.npz`, and so
+    no episode.
+
+    Args:
+        folder: where episodes lie; `meta.json` beside it is what writers lock while they give out a number.
+        index: the number; None for the next after all that are there.
+
+    Raises:
+        EpisodeExists: there is an episode `index`.
+    """
+    pixels = np.ascontiguousarray(episode.pixels)
     arrays: dict[str, Any] = {
         "actions": episode.actions,
         "rewards": episode.rewards,
@@ -93,10 +112,10 @@ def write_episode(folder: Path, index: int, episode: Episode, compress: bool) ->
         "truncated": np.bool_(episode.truncated),
         "seed": np.uint64(episode.seed),
         "policy": np.str_(episode.policy),
+        PIXELS_DIGEST: np.str_(pixels_digest(pixels)),
     }
     if episode.states is not None:
         arrays["states"] = episode.states
-    pixels = np.ascontiguousarray(episode.pixels)
 
     def write_pixels(file: BinaryIO) -> None:
         # Not by `np.save`, whose `tofile` loses the reason when the disk is full.
@@ -107,12 +126,44 @@ def write_episode(folder: Path, index: int, episode: Episode, compress: bool) ->
         with _zstandard().ZstdCompressor().stream_writer(file, closefd=False) as stream:
             write_pixels(stream)
 
+    def files(number: int) -> tuple[Path, Path]:
+        raw = _pixels_file(folder, number)
+        return (_compressed(raw) if compress else raw), _arrays_file(folder, number)
+
+    number = max(episode_numbers(folder), default=-1) + 1 if index is None else int(index)
+    pixels_file, arrays_file = files(number)
+    with (
+        written_aside(pixels_file, write_compressed_pixels if compress else write_pixels, pixels.nbytes) as new_pixels,
+        written_aside(arrays_file, lambda file: np.savez(file, allow_pickle=False, **arrays)) as new_arrays,
+        locked(folder.parent / "meta.json") as alone,
+    ):
+        while True:
+            try:
+                if _arrays_file(folder, number).exists():
+                    raise FileExistsError
+                if alone or index is not None:  # frames without an `.npz` are of a writer that was killed
+                    for file in (_pixels_file(folder, number), _compressed(_pixels_file(folder, number))):
+                        file.unlink(missing_ok=True)
+                pixels_file, arrays_file = files(number)
+                publish(new_pixels, pixels_file)
+                publish(new_arrays, arrays_file)
+                return number
+            except FileExistsError:
+                if index is not None:
+                    raise EpisodeExists(f"episode {index} is in {folder} already, and episodes never change") from None
+                number += 1
+
+
+def episode_numbers(folder: Path) -> list[int]:
+    """Numbers of the whole episodes in a folder, in order."""
+    names = (_NUMBERED.fullmatch(file.name) for file in folder.glob("*.npz"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def file_stamps(folder: Path, index: int) -> tuple[Stamp | None, Stamp | None]:
+    """Stamps of an episode's `.npz` and of the file of its frames."""
     raw = _pixels_file(folder, index)
-    if compress:
-        write_atomic(_compressed(raw), write_compressed_pixels)
-    else:
-        write_atomic(raw, write_pixels)
-    write_atomic(_arrays_file(folder, index), lambda file: np.savez(file, allow_pickle=False, **arrays))
+    return stamp(_arrays_file(folder, index)), stamp(raw) or stamp(_compressed(raw))
 
 
 def read_arrays(folder: Path, index: int) -> dict[str, np.ndarray]:
@@ -150,14 +201,24 @@ def inspect_episode(folder: Path, index: int, layout: Layout) -> int:
     arrays_file, raw = _arrays_file(folder, index), _pixels_file(folder, index)
     pixels_file = raw if raw.exists() else _compressed(raw)
     for file in (arrays_file, pixels_file):
+        if file.is_symlink() and (target := _target(file)).parent != folder.resolve():
+            raise RolloutError(
+                f"{file.name} leads out of the dataset, to {target}: copy the files (`cp -rL` follows such links), or "
+                "link the whole dataset's directory instead"
+            )
         if not file.is_file():
             raise RolloutError(f"{file.name} is missing")
-        if file.resolve().parent != folder.resolve():
-            raise RolloutError(f"{file.name} leads out of the dataset, to {file.resolve()}")
     num_frames = _check_arrays_file(arrays_file, layout) + 1
     if pixels_file == raw:
         _check_pixels_file(raw, (num_frames, layout.size, layout.size, 3))
     return num_frames
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise RolloutError(f"{link.name} is a link that leads nowhere: {error}") from None
 
 
 def _check_arrays_file(file: Path, layout: Layout) -> int:
@@ -167,6 +228,9 @@ def _check_arrays_file(file: Path, layout: Layout) -> int:
             headers = {name.removesuffix(".npy"): _header(archive.open(name)) for name in archive.namelist()}
     except (*DAMAGED, RolloutError) as error:
         raise RolloutError(f"{file.name} is cut short or damaged: {error}") from None
+    digest_shape, digest_dtype = headers.pop(PIXELS_DIGEST, ((), np.dtype("U64")))
+    if digest_shape != () or digest_dtype.kind != "U" or digest_dtype.itemsize != 4 * 64:
+        raise RolloutError(f"{PIXELS_DIGEST} in {file.name} should be a text of 64 characters")
     steps = headers["actions"][0][0] if headers.get("actions", ((),))[0] else 0
     expected = {
         "actions": ((steps, layout.action_size), "float32"),

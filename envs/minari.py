@@ -6,7 +6,6 @@ and the rollout dataset's own metadata into the Minari dataset's, under "rollout
 
 import contextlib
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs.episode import Episode
 from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
+from perceiver_obs.files import new_directory, rename_directory, scratch_directory
 
 _OURS = "rollouts"  # the key of our metadata within Minari's
 
@@ -45,29 +45,16 @@ def export_minari(
     minari = _import_minari()
     if not isinstance(dataset, RolloutDataset):
         dataset = RolloutDataset(dataset)
-    size = dataset.meta["frame_contract"]["size"]
-    policies = sorted({episode.policy.partition("(")[0] for episode in dataset})
-    with _datasets_at(root), warnings.catch_warnings():
-        # Minari warns of every piece of metadata that it is not given.
-        warnings.filterwarnings("ignore", message=".*is set to None")
+    with _datasets_at(root):
         path = _new_dataset_path(dataset_id)
-        try:
-            target = minari.create_dataset_from_buffers(
-                dataset_id,
-                [],
-                env=_env_spec(dataset.meta["env"]),
-                observation_space=spaces.Box(0, 255, (size, size, 3), np.uint8),
-                action_space=spaces.Box(-1.0, 1.0, (dataset.meta["action_size"],), np.float32),
-                jpeg_encoding=False,
-                **{"algorithm_name": ", ".join(policies), **metadata},
-            )
-            target.storage.update_metadata({_OURS: dataset.meta})
-            for number, episode in enumerate(dataset):
-                target.update_dataset_from_buffer([_to_buffer(episode)])
-                target.storage.update_episode_metadata([{"policy": episode.policy}], [number])
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
+        with scratch_directory(_datasets_root() / path.name) as scratch:
+            with _datasets_at(scratch):
+                _export(minari, dataset, dataset_id, metadata)
+            _create_namespace(dataset_id)
+            try:
+                rename_directory(scratch / dataset_id, path)
+            except FileExistsError:
+                raise ValueError(f"there is a Minari dataset {dataset_id} already, at {path}") from None
     return path
 
 
@@ -84,21 +71,31 @@ def import_minari(dataset_id: str, out: str | Path, root: str | Path | None = No
         root: where Minari keeps its datasets; None for `MINARI_DATASETS_PATH` or Minari's default.
 
     Raises:
-        RolloutError: the observations are not uint8 `[size, size, 3]`, the actions not a vector, or `out` exists.
+        RolloutError: the observations are not uint8 `[size, size, 3]`, the actions not a vector, an episode does
+            not fit, or `out` exists. Whatever fails, nothing is left in `out`.
         FileNotFoundError: there is no such Minari dataset.
         ImportError: Minari is not installed.
     """
     minari = _import_minari()
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise RolloutError(f"{out} exists already; import into a new directory")
     with _datasets_at(root):
         source = minari.load_dataset(dataset_id)
+    if not source.total_episodes:
+        raise RolloutError(f"the Minari dataset {dataset_id} holds no episode")
     meta = source.storage.metadata.get(_OURS) or _describe(source)
-    writer = RolloutWriter(out, meta)
+    try:
+        with new_directory(out) as directory:
+            _import(source, RolloutWriter(directory, meta))
+    except FileExistsError:  # of another import, at this moment
+        raise RolloutError(f"{out} exists already; import into a new directory") from None
+    return RolloutDataset(out)
+
+
+def _import(source: Any, writer: RolloutWriter) -> None:
     properties = source.storage.get_episode_metadata(source.episode_indices)
     for number, (data, known) in enumerate(zip(source.iterate_episodes(), properties)):
-        states = data.infos["state"] if meta["state_names"] is not None else None
         writer.write_episode(
             number,
             pixels=data.observations,
@@ -107,10 +104,30 @@ def import_minari(dataset_id: str, out: str | Path, root: str | Path | None = No
             terminated=bool(data.terminations[-1]),
             truncated=bool(data.truncations[-1]),
             seed=int(known.get("seed") or 0),
-            policy=str(known.get("policy", f"minari:{dataset_id}")),
-            states=states,
+            policy=str(known.get("policy", f"minari:{source.id}")),
+            states=data.infos["state"] if writer.meta["state_names"] is not None else None,
         )
-    return RolloutDataset(out)
+
+
+def _export(minari: Any, dataset: RolloutDataset, dataset_id: str, metadata: dict[str, Any]) -> None:
+    size = dataset.meta["frame_contract"]["size"]
+    policies = sorted({episode.policy.partition("(")[0] for episode in dataset})
+    with warnings.catch_warnings():
+        # Minari warns of every piece of metadata that it is not given.
+        warnings.filterwarnings("ignore", message=".*is set to None")
+        target = minari.create_dataset_from_buffers(
+            dataset_id,
+            [],
+            env=_env_spec(dataset.meta["env"]),
+            observation_space=spaces.Box(0, 255, (size, size, 3), np.uint8),
+            action_space=spaces.Box(-1.0, 1.0, (dataset.meta["action_size"],), np.float32),
+            jpeg_encoding=False,
+            **{"algorithm_name": ", ".join(policies), **metadata},
+        )
+        target.storage.update_metadata({_OURS: dataset.meta})
+        for number, episode in enumerate(dataset):
+            target.update_dataset_from_buffer([_to_buffer(episode)])
+            target.storage.update_episode_metadata([{"policy": episode.policy}], [number])
 
 
 def _to_buffer(episode: Episode) -> Any:
@@ -170,6 +187,22 @@ def _new_dataset_path(dataset_id: str) -> Path:
     if path.exists():
         raise ValueError(f"there is a Minari dataset {dataset_id} already, at {path}")
     return path
+
+
+def _datasets_root() -> Path:
+    from minari.storage import get_dataset_path
+
+    return get_dataset_path()
+
+
+def _create_namespace(dataset_id: str) -> None:
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    namespace = parse_dataset_id(dataset_id)[0]
+    if namespace is not None and namespace not in list_local_namespaces():
+        with contextlib.suppress(ValueError):  # another process was faster
+            create_namespace(namespace)
 
 
 @contextlib.contextmanager

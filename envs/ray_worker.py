@@ -21,6 +21,7 @@ except ImportError:
     raise ImportError("collecting on Ray needs it: pip install 'perceiver-obs[ray]'") from None
 
 from envs.collect import CollectSettings
+from envs.episode import EpisodeExists
 from envs.pool import Messages, Worker
 from envs.process_worker import worker_variables
 from envs.rollouts import RolloutWriter
@@ -112,7 +113,8 @@ class RayWorker(Worker):
                 for part in self._actor.play.remote(index):
                     count, episode = ray.get(part)
                     self._say(rendered=count)
-                self._writer.write_episode(index, **vars(episode))
+                with contextlib.suppress(EpisodeExists):  # another collection of the same dataset was faster
+                    self._writer.write_episode(index, **vars(episode))
                 self._say(done=index, frames=len(episode.pixels))
         except Exception as error:
             self._take_down(index, error)

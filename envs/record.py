@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 
-from envs.rollouts import RolloutWriter, whole_episodes
+from envs.rollouts import RolloutWriter
 
 
 class RecordRollouts(gymnasium.Wrapper):
@@ -20,26 +20,20 @@ class RecordRollouts(gymnasium.Wrapper):
     Args:
         env: a `make_dmc` environment. Actions are recorded as it takes them, clipped to [-1, 1], and states where
             `info` holds them.
-        path: directory of the dataset.
+        path: directory of the dataset, which other recorders may write to at the same time.
         policy: tag of what acts.
-        worker: number of this environment among those that write to the dataset.
-        num_workers: how many do.
 
     Raises:
         RolloutError: the directory holds a dataset of another environment.
         OSError: when an episode ends, the disk is full.
     """
 
-    def __init__(
-        self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy", worker: int = 0, num_workers: int = 1
-    ):
+    def __init__(self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy"):
         super().__init__(env)
         self._keeps_states = env.get_wrapper_attr("state_in_info")
         meta = env.get_wrapper_attr("rollout_meta")(self._keeps_states)
         self._writer = RolloutWriter(path, {**meta, "collection": {"policy": [policy]}})
-        self._policy, self._stride = policy, num_workers
-        mine = [index for index in whole_episodes(Path(path)) if index % num_workers == worker]
-        self._next = max(mine, default=worker - num_workers) + num_workers
+        self._policy = policy
         self._seed = 0
         self._clear()
 
@@ -64,7 +58,7 @@ class RecordRollouts(gymnasium.Wrapper):
         self._rewards.append(float(reward))
         if terminated or truncated:
             self._writer.write_episode(
-                self._next,
+                None,
                 pixels=np.stack(self._frames),
                 actions=np.stack(self._actions),
                 rewards=np.array(self._rewards, np.float32),
@@ -74,7 +68,6 @@ class RecordRollouts(gymnasium.Wrapper):
                 policy=self._policy,
                 states=np.stack(self._states) if self._keeps_states else None,
             )
-            self._next += self._stride
             self._clear()
         return frame, reward, terminated, truncated, info
 

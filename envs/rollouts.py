@@ -2,15 +2,17 @@
 
     meta.json                    format version, environment, frame contract, versions
     episodes/000000.pixels.npy   uint8 [T+1, H, W, 3] (or .pixels.npy.zst, compressed without loss)
-    episodes/000000.npz          actions, rewards, ends, seed, policy tag, states
+    episodes/000000.npz          actions, rewards, ends, seed, policy tag, states, hash of the frames
 
-An episode's `.npz` is written last: where it is, the episode is whole. Files never change once written.
+An episode's `.npz` is written last: where it is, the episode is whole. Files never change once written. Any number of
+writers, in any number of processes, may add to one dataset.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
@@ -18,30 +20,33 @@ from typing import Any, overload
 
 import numpy as np
 
+from envs.content_hash import PIXELS_DIGEST, FoundDigests, episode_digest
 from envs.episode import (
     DAMAGED,
     Episode,
     Layout,
     RolloutError,
     check_episode,
+    episode_numbers,
+    file_stamps,
     inspect_episode,
     read_arrays,
     read_episode,
     write_episode,
 )
-from envs.files import write_atomic
+from perceiver_obs.files import write_atomic
 
 FORMAT = "perceiver-obs-rollouts"
 FORMAT_VERSION = 1
 _REQUIRED = {"env": dict, "frame_contract": dict, "action_size": int, "state_names": list | None}
-_EPISODE = re.compile(r"(\d{6,})\.npz")
 
 
 class RolloutDataset(Sequence[Episode]):
     """The whole episodes of a finished or growing dataset, in the order of their numbers.
 
     Every episode's files are checked as the dataset is opened, by headers and sizes, so that a broken one is found
-    before any work is done. Episodes written later are seen by opening it again.
+    before any work is done. Episodes written later are seen by opening it again; one that was deleted and written anew
+    since is refused (RolloutError) rather than mixed with what was read of it before.
 
     Args:
         path: the dataset's directory.
@@ -64,6 +69,8 @@ class RolloutDataset(Sequence[Episode]):
         if not self.indices:
             raise RolloutError(f"{self.path} holds no whole episode")
         self._layout = _layout(self.meta)
+        self._folder = self.path / "episodes"
+        self._stamps = {index: file_stamps(self._folder, index) for index in self.indices}
         self.lengths = [self._inspect(index) for index in self.indices]
         self.num_frames = sum(self.lengths)
         # All but the frames stays in memory once read: training asks for the actions again and again.
@@ -80,31 +87,62 @@ class RolloutDataset(Sequence[Episode]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         index = self.indices[i]
-        try:
-            if index not in self._arrays:
-                self._arrays[index] = read_arrays(self.path / "episodes", index)
-            return read_episode(self.path / "episodes", index, self._layout, self._arrays[index])
-        except (OSError, ValueError, *DAMAGED) as error:
-            raise RolloutError(f"episode {index} of {self.path} cannot be read: {error}") from error
+        with self._reading(index):
+            episode = read_episode(self._folder, index, self._layout, self._read_arrays(index))
+        return episode
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the metadata and the names and sizes of the episode files, in hexadecimal."""
+        """SHA-256 over the metadata and the content of every episode, in hexadecimal.
+
+        Copies have that of the original, also where their frames are compressed.
+        """
+        found = FoundDigests(self.path)
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
-        mine = {f"{index:06d}" for index in self.indices}
-        for file in sorted((self.path / "episodes").iterdir()):
-            if file.name.partition(".")[0] in mine:
-                digest.update(f"\n{file.name} {file.stat().st_size}".encode())
+        for position, index in enumerate(self.indices):
+            with self._reading(index):
+                arrays = self._read_arrays(index)
+            of_arrays, of_pixels = self._stamps[index]
+            assert of_arrays is not None  # they were inspected
+            assert of_pixels is not None
+            # The `.npz` is written last. Frames that are not older may be others, or come from a copy without times.
+            if PIXELS_DIGEST in arrays and of_pixels[2] < of_arrays[2]:
+                pixels = str(arrays[PIXELS_DIGEST])
+            else:
+                pixels = found.digest(of_pixels, lambda position=position: self[position].pixels)  # type: ignore[misc]
+            digest.update(f"\n{index} {episode_digest(arrays, pixels)}".encode())
+        found.keep()
         return digest.hexdigest()
 
     def _inspect(self, index: int) -> int:
         try:
-            return inspect_episode(self.path / "episodes", index, self._layout)
+            return inspect_episode(self._folder, index, self._layout)
         except (OSError, ValueError) as error:
             raise RolloutError(f"episode {index} of {self.path} is broken: {error}") from error
+
+    def _read_arrays(self, index: int) -> dict[str, np.ndarray]:
+        if index not in self._arrays:
+            self._arrays[index] = read_arrays(self._folder, index)
+        return self._arrays[index]
+
+    @contextmanager
+    def _reading(self, index: int) -> Iterator[None]:
+        """Refuses what was read of an episode whose files are not those that were there when this was opened."""
+        failure: Exception | None = None
+        try:
+            yield
+        except (OSError, ValueError, *DAMAGED) as error:
+            failure = error
+        if file_stamps(self._folder, index) != self._stamps[index]:
+            self._arrays.pop(index, None)
+            raise RolloutError(
+                f"episode {index} of {self.path} was deleted or written anew while the dataset was open: open it again"
+            ) from failure
+        if failure is not None:
+            raise RolloutError(f"episode {index} of {self.path} cannot be read: {failure}") from failure
 
 
 def one_each(datasets: Iterable[RolloutDataset]) -> list[RolloutDataset]:
@@ -113,7 +151,7 @@ def one_each(datasets: Iterable[RolloutDataset]) -> list[RolloutDataset]:
 
 
 class RolloutWriter:
-    """Adds episodes to a dataset, which it makes where there is none; several processes may write to one.
+    """Adds episodes to a dataset, which it makes where there is none. Any number of writers may share one.
 
     Args:
         path: the dataset's directory.
@@ -135,18 +173,17 @@ class RolloutWriter:
         _check_meta(self.meta, "the metadata of a dataset")
         self._layout = _layout(self.meta)
         meta_file = self.path / "meta.json"
-        if meta_file.exists():
-            _check_same(self.path, read_meta(self.path), self.meta)
-        elif whole_episodes(self.path):
-            raise RolloutError(f"{self.path} holds episodes but no meta.json: choose another directory")
-        (self.path / "episodes").mkdir(parents=True, exist_ok=True)
         if not meta_file.exists():
-            text = json.dumps(self.meta, indent=2) + "\n"
-            write_atomic(meta_file, lambda file: file.write(text.encode()))
+            if whole_episodes(self.path):
+                raise RolloutError(f"{self.path} holds episodes but no meta.json: choose another directory")
+            with suppress(FileExistsError):  # of another writer, at this moment
+                write_atomic(meta_file, (json.dumps(self.meta, indent=2) + "\n").encode(), replace=False)
+        _check_same(self.path, read_meta(self.path), self.meta)
+        (self.path / "episodes").mkdir(exist_ok=True)
 
     def write_episode(
         self,
-        index: int,
+        index: int | None,
         pixels: np.ndarray,
         actions: np.ndarray,
         rewards: np.ndarray,
@@ -155,25 +192,31 @@ class RolloutWriter:
         seed: int,
         policy: str,
         states: np.ndarray | None = None,
-    ) -> None:
-        """Write episode number `index`; the other arguments are the fields of `Episode`.
+    ) -> int:
+        """Write an episode; the arguments beside its number are the fields of `Episode`.
+
+        Args:
+            index: the episode's number; None for the next that nobody else has, or will have.
+
+        Returns:
+            The number.
 
         Raises:
+            EpisodeExists: there is an episode `index` already; nothing is overwritten.
             RolloutError: shapes or dtypes disagree with each other or with the metadata, a number is not finite, or
                 `index` is no number of an episode.
             OSError: the disk is full or failing; the episode does not become part of the dataset.
         """
-        if not isinstance(index, Integral) or index < 0:
-            raise RolloutError(f"an episode's number must be an integer of 0 or more, got {index!r:.80}")
+        if index is not None and (not isinstance(index, Integral) or isinstance(index, bool) or index < 0):
+            raise RolloutError(f"an episode's number must be an integer of 0 or more, or None, got {index!r:.80}")
         episode = Episode(pixels, actions, rewards, terminated, truncated, seed, policy, states)
         check_episode(episode, self._layout)
-        write_episode(self.path / "episodes", index, episode, self.compress)
+        return write_episode(self.path / "episodes", index, episode, self.compress)
 
 
 def whole_episodes(path: Path) -> list[int]:
     """Numbers of the episodes that are whole, in order; none where there is no dataset."""
-    names = (_EPISODE.fullmatch(file.name) for file in (path / "episodes").glob("*.npz"))
-    return sorted(int(name[1]) for name in names if name)
+    return episode_numbers(path / "episodes")
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TextIO
 
 import numpy as np
 
 from envs.collect import CollectSettings, dataset_meta, make_collection_env
 from envs.dmc import DmcEnv
-from envs.episode import Episode
+from envs.episode import Episode, EpisodeExists
 from envs.policies import Policy, PolicyContext, make_policy
 from envs.rollouts import RolloutWriter
 
@@ -111,7 +112,8 @@ def main() -> None:
         while True:
             index = orders.get()["episode"]
             episode = play_episode(env, policy, settings, index, lambda count: _reply(replies, rendered=count))
-            writer.write_episode(index, **vars(episode))
+            with suppress(EpisodeExists):  # another collection of the same dataset was faster
+                writer.write_episode(index, **vars(episode))
             _reply(replies, done=index, frames=len(episode.pixels))
     except Exception as error:
         traceback.print_exc()

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from perceiver_obs.files import write_atomic
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -34,23 +35,20 @@ class Pretrained(PyTorchModelHubMixin):
     def save_pretrained(  # type: ignore[override]  # the mixin's other options mean nothing here
         self, save_directory: str | Path, *, half_precision: bool = False, **push: Any
     ) -> None:
-        """Write `config.json` and `model.safetensors` into a directory, each under a temporary name first.
+        """Write `config.json` and `model.safetensors` into a directory, each whole or not at all.
 
         `half_precision` stores matrices and kernels as float16: a file of half the size, whose contexts differ in
         the third digit. They are loaded as float32 again.
         """
         directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
         assert isinstance(self, nn.Module)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if half_precision:
             large = {name for name, parameter in self.named_parameters() if parameter.ndim >= 2}
             weights = {name: tensor.half() if name in large else tensor for name, tensor in weights.items()}
-        (directory / (WEIGHTS_FILE + ".tmp")).write_bytes(save(weights))
-        os.replace(directory / (WEIGHTS_FILE + ".tmp"), directory / WEIGHTS_FILE)
+        write_atomic(directory / WEIGHTS_FILE, save(weights))
         config = {"class": type(self).__name__, "format_version": FORMAT_VERSION, **self.config()}
-        (directory / (CONFIG_FILE + ".tmp")).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.replace(directory / (CONFIG_FILE + ".tmp"), directory / CONFIG_FILE)
+        write_atomic(directory / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         if push.pop("push_to_hub", False):
             self.push_to_hub(**push)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+from perceiver_obs.files import write_atomic
 from perceiver_obs.modules.adapters import check_actions
 from perceiver_obs.modules.frame_memory import FrameMemory
 from perceiver_obs.predictor import PredictorState
@@ -150,7 +151,8 @@ class OnnxStep:
             content = self._export()
             self._session = session(content)
             if keep:
-                _write(kept, content)
+                with suppress(OSError):  # a cache that cannot be written is done without
+                    write_atomic(kept, content)
         self._names = [given.name for given in self._session.get_inputs()]
 
     def init_state(self, batch_size: int) -> GraphState:
@@ -195,12 +197,3 @@ class OnnxStep:
 
 def _cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all; a cache that cannot be written is done without."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)

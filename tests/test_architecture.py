@@ -20,7 +20,8 @@ MODELS = {
 
 # Room -> what it may import of the project, at any depth of the code.
 MAY_IMPORT = {
-    "perceiver_obs/hub.py": set(),
+    "perceiver_obs/files.py": set(),
+    "perceiver_obs/hub.py": {"perceiver_obs.files"},
     "perceiver_obs/devices.py": set(),
     "perceiver_obs/presets.py": set(),
     "perceiver_obs/modules": {"perceiver_obs.modules"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "perceiver_obs/generation.py": {"perceiver_obs.modules", "perceiver_obs.predictor"},
     "perceiver_obs/predictor.py": {"perceiver_obs.modules", "perceiver_obs.tokenizer", "perceiver_obs.generation"},
     "perceiver_obs/causal_perceiver.py": MODELS,
-    "perceiver_obs/step_graph.py": MODELS | {"perceiver_obs.causal_perceiver"},
+    "perceiver_obs/step_graph.py": MODELS | {"perceiver_obs.causal_perceiver", "perceiver_obs.files"},
     "perceiver_obs/context_encoder.py": {
         "perceiver_obs.causal_perceiver",
         "perceiver_obs.step_graph",
@@ -36,8 +37,14 @@ MAY_IMPORT = {
         "perceiver_obs.hub",
     },
     "perceiver_obs/wrappers": {"perceiver_obs.context_encoder", "perceiver_obs.wrappers"},
-    "perceiver_obs/training": {*MODELS, "perceiver_obs.devices", "perceiver_obs.training", "envs"},
-    "envs": {"envs"},
+    "perceiver_obs/training": {
+        *MODELS,
+        "perceiver_obs.devices",
+        "perceiver_obs.files",
+        "perceiver_obs.training",
+        "envs",
+    },
+    "envs": {"envs", "perceiver_obs.files"},
     "agents": {"agents", "perceiver_obs", "envs"},
 }
 MODULE_LIBRARIES = {"torch", "einops", "vector_quantize_pytorch"}
@@ -79,7 +86,7 @@ def test_layers_use_three_libraries():
     ("package", "absent"),
     [
         ("perceiver_obs", ["stable_baselines3", "dm_control", "matplotlib", "envs", "agents"]),
-        ("envs", ["torch", "perceiver_obs", "dm_control", "agents"]),
+        ("envs", ["torch", "perceiver_obs.hub", "dm_control", "agents"]),
     ],
 )
 def test_importing_one_package_does_not_import_the_others(package, absent):

@@ -96,9 +96,13 @@ def test_missing_foreign_and_other_versions_are_named(checkpoint, tmp_path):
         load_checkpoint(tmp_path / "newer")
 
 
-def test_full_disk_is_named_and_leaves_the_last_checkpoint(checkpoint):
+def test_full_disk_is_named_and_leaves_the_last_checkpoint(checkpoint, monkeypatch):
     before = checkpoint.read_bytes()
-    (checkpoint.parent / "checkpoint.safetensors.tmp").symlink_to("/dev/full")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
     model, optimizer = small_model()
     with pytest.raises(OSError, match=r"disk full while writing .*checkpoint.safetensors \(.* needed"):
         save_checkpoint(checkpoint, model, optimizer, step=4, settings={})

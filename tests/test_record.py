@@ -71,11 +71,15 @@ def test_an_autoreset_below_begins_a_new_episode(tmp_path):
 
 def test_several_environments_and_later_runs_add_to_one_dataset(tmp_path):
     for _ in range(2):
-        for worker in range(2):
-            env = RecordRollouts(make(), tmp_path, worker=worker, num_workers=2)
-            play(env, 1 + worker)
+        first, second = RecordRollouts(make(), tmp_path), RecordRollouts(make(), tmp_path)
+        played = [*play(first, 2, seed=1), *play(second, 1, seed=2), *play(first, 1, seed=3)]
+        for env in (first, second):
             env.close()
-    assert RolloutDataset(tmp_path).indices == [0, 1, 2, 3, 5, 7]
+    dataset = RolloutDataset(tmp_path)
+    assert dataset.indices == list(range(8))
+    assert [episode.seed for episode in dataset] == [1, 1, 2, 3] * 2
+    for episode, (frames, *_) in zip(dataset[4:], played):
+        np.testing.assert_array_equal(episode.pixels, frames)
 
 
 def test_another_environment_is_refused(tmp_path):

@@ -245,7 +245,9 @@ def test_a_full_disk_is_named_and_leaves_no_half_episode(tmp_path):
     try:
         writer = RolloutWriter(disk / "data", meta())
         writer.write_episode(0, **episode(steps=1000))
-        with pytest.raises(OSError, match=r"could not write .*000001.pixels.npy \(No space left") as error:
+        with pytest.raises(
+            OSError, match=r"disk full while writing .*000001.pixels.npy \(No space left.* 0.2 MB needed"
+        ) as error:
             writer.write_episode(1, **episode(steps=1000))
         assert error.value.errno == 28
         assert sorted(os.listdir(disk / "data" / "episodes")) == ["000000.npz", "000000.pixels.npy"]

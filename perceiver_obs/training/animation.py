@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,7 @@ def save_animation(path: Path, pictures: Iterable[Picture], milliseconds: int, s
     buffer = io.BytesIO()
     kind = path.suffix[1:].upper()
     first.save(buffer, kind, save_all=True, append_images=images, duration=milliseconds, loop=0, **options)
-    write_atomically(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 class Palette:

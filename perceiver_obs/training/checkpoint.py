@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 FORMAT_VERSION = 1
 
@@ -74,7 +74,7 @@ def save_checkpoint(
         "inputs": inputs or {},
     }
     metadata = {name: json.dumps(value) for name, value in content.items()}
-    write_atomically(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}))
+    write_atomic(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

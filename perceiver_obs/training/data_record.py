@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.rollouts import RolloutDataset
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 DATA_FILE = "data.json"
 UNKNOWN_POLICY = "unknown"
@@ -56,7 +56,7 @@ def write_data_record(
     """Writes `data.json` into a model's directory; `before` are the entries of what it was made from."""
     entries = {entry["fingerprint"]: entry for entry in (*before, *describe_datasets(datasets))}
     text = json.dumps(list(entries.values()), indent=1) + "\n"
-    write_atomically(Path(directory) / DATA_FILE, text.encode())
+    write_atomic(Path(directory) / DATA_FILE, text.encode())
 
 
 def read_data_record(directory: str | Path) -> list[dict[str, Any]] | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from envs.rollouts import Episode
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 STACKED_FRAMES = 3
 PCA_FILE = "pca.safetensors"
@@ -75,7 +75,7 @@ class FramePCA:
         """Writes `pca.safetensors` into a directory."""
         tensors = {"mean": self.mean, "components": self.components.contiguous(), "scale": self.scale}
         shape = ",".join(map(str, self.frame_shape))
-        write_atomically(Path(directory) / PCA_FILE, save(tensors, metadata={"frame_shape": shape}))
+        write_atomic(Path(directory) / PCA_FILE, save(tensors, metadata={"frame_shape": shape}))
 
     @classmethod
     def load(cls, directory: str | Path) -> "FramePCA":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceiver_obs.training.files import clear_disk_errors, write_atomically
+from perceiver_obs.files import name_full_disk, write_atomic
 
 
 class MetricsLog:
@@ -25,21 +25,21 @@ class MetricsLog:
 
         if file.exists():
             kept = [row for row in read_lines(file) if row["step"] <= step]
-            write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept).encode())
+            write_atomic(file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._path = file
         self._file = open(file, "a", buffering=1)  # noqa: SIM115 (open for as long as the run)
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line: the step and its scalars, named like `train/loss`."""
-        with clear_disk_errors(self._path):
+        with name_full_disk(self._path):
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
 
     def write_pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Shows pictures `[H, W, 3]` in TensorBoard."""
-        with clear_disk_errors(self._path):
+        with name_full_disk(self._path):
             for name, picture in pictures.items():
                 self._board.add_image(name, picture, step, dataformats="HWC")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def write_gif(path: Path, happened: Frames, predicted: Frames, frames_per_second
     buffer = io.BytesIO()
     duration = round(1000 / frames_per_second)
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
-    write_atomically(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def frame_table(rows: Mapping[str, Frames], columns: Sequence[str] = ()) -> bytes:

@@ -12,9 +12,9 @@ import torch
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
+from perceiver_obs.files import write_atomic
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.data_record import read_data_record
-from perceiver_obs.training.files import write_atomically
 from perceiver_obs.training.probe_episodes import ON_POLICY, EpisodeList, ProbeTask, probe_tasks
 from perceiver_obs.training.probe_features import FeatureMaker, context_features, pca_features, random_model
 from perceiver_obs.training.probe_regression import ProbeResult, Score, mlp, ridge, score
@@ -172,8 +172,8 @@ def _write(settings: ProbeSettings, results: Sequence[ProbeResult], tasks: Seque
     summary, each_coordinate = summary_tables(results, tasks), coordinate_tables(results, tasks)
     notes = _notes(settings, tasks)
     tables = [*summary, *each_coordinate]
-    write_atomically(out / "probe.json", json.dumps(content, indent=1).encode())
-    write_atomically(out / "probe.md", markdown(tables).encode())
+    write_atomic(out / "probe.json", json.dumps(content, indent=1).encode())
+    write_atomic(out / "probe.md", markdown(tables).encode())
     save_section(out, probe_section(settings.model, results, tables, notes))
     print_tables(tables if len(tasks) == 1 else summary)
     print(*notes, f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}", sep="\n")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training import pictures
-from perceiver_obs.training.files import write_atomically
 from perceiver_obs.training.metrics import read_lines
 from perceiver_obs.training.settings import read_json
 
@@ -69,7 +69,7 @@ def report(settings: ReportSettings) -> Path:
     """
     sections = [load_section(run) for run in settings.runs] or find_sections(settings.out)
     path = Path(settings.out) / "report.html"
-    write_atomically(path, page(settings.title, sections).encode())
+    write_atomic(path, page(settings.title, sections).encode())
     print(f"report: {path}")
     return path
 
@@ -89,12 +89,12 @@ def save_section(directory: str | Path, section: Section) -> None:
     """Keeps a section in a run's directory, figures as `figures/NAME.png`, with `report.html` beside it."""
     directory = Path(directory)
     for figure in section.figures:
-        write_atomically(directory / "figures" / f"{figure.name}.png", figure.png)
+        write_atomic(directory / "figures" / f"{figure.name}.png", figure.png)
     figures = [{"name": f.name, "title": f.title, "caption": f.caption} for f in section.figures]
     content = {"title": section.title, "summary": section.summary, "facts": section.facts, "figures": figures}
     content["tables"] = [asdict(table) for table in section.tables]
-    write_atomically(directory / SECTION_FILE, json.dumps(content, indent=2).encode())
-    write_atomically(directory / "report.html", page(section.title, [section]).encode())
+    write_atomic(directory / SECTION_FILE, json.dumps(content, indent=2).encode())
+    write_atomic(directory / "report.html", page(section.title, [section]).encode())
 
 
 def load_section(directory: str | Path) -> Section:

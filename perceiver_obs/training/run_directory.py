@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perceiver_obs.training.files import write_atomically
+from perceiver_obs.files import write_atomic
 from perceiver_obs.training.settings import check_same_settings, read_json, settings_to_dict
 
 
@@ -27,4 +27,4 @@ class RunDirectory:
 
     def write_settings(self, settings: Any) -> None:
         """Records the settings the run is under way with."""
-        write_atomically(self._settings_file, json.dumps(settings_to_dict(settings), indent=2).encode())
+        write_atomic(self._settings_file, json.dumps(settings_to_dict(settings), indent=2).encode())

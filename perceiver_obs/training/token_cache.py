@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from envs.rollouts import RolloutDataset
+from perceiver_obs.files import write_atomic
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.data import ClipPlace
-from perceiver_obs.training.files import write_atomically
 
 FORMAT_VERSION = 1
 FRAMES_AT_ONCE = 64
@@ -102,7 +102,7 @@ class TokenCache:
     def _write(self, dataset: int, episode: int, kind: str, array: NDArray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        write_atomically(self._file(dataset, episode, kind), buffer.getvalue())
+        write_atomic(self._file(dataset, episode, kind), buffer.getvalue())
 
     def _load(self, dataset: int, episode: int) -> Codes:
         files = [self._file(dataset, episode, kind) for kind in ("vectors", "tokens")]

@@ -19,7 +19,6 @@ from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.data import ClipPlace, RolloutClips
 from perceiver_obs.training.data_record import read_data_record, write_data_record
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
-from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
 from perceiver_obs.training.outlines import Outlines, task_groups
 from perceiver_obs.training.perceptual import PerceptualDistance
@@ -132,9 +131,8 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     outcome = train(stage, settings, run, accelerator)
     if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
         stage.fit_context_statistics(accelerator.device)
-        with clear_disk_errors(run.path / "model.safetensors"):
-            stage.model.save_pretrained(run.path)
-            write_data_record(run.path, stage.clips.datasets, read_data_record(stage.made_from) or ())
+        stage.model.save_pretrained(run.path)
+        write_data_record(run.path, stage.clips.datasets, read_data_record(stage.made_from) or ())
         save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
     accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()

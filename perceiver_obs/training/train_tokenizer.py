@@ -12,7 +12,6 @@ from perceiver_obs.training.data import RolloutClips
 from perceiver_obs.training.data_record import write_data_record
 from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training.evaluation import used_share
-from perceiver_obs.training.files import clear_disk_errors
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
 from perceiver_obs.training.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
 from perceiver_obs.training.outlines import Outlines, task_groups
@@ -81,9 +80,8 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
     stage = TokenizerStage(settings)
     outcome = train(stage, settings, run, accelerator)
     if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
-        with clear_disk_errors(run.path / "model.safetensors"):
-            stage.tokenizer.save_pretrained(run.path)
-            write_data_record(run.path, stage.clips.datasets)
+        stage.tokenizer.save_pretrained(run.path)
+        write_data_record(run.path, stage.clips.datasets)
         held_out = stage.reconstruct_held_out(accelerator.device)
         save_section(run.path, tokenizer_section(run, outcome, stage.tokenizer, held_out))
     accelerator.print(f"tokenizer: {outcome.describe()} in {run.path}; report: {run.report}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.vec_context import FramesSeen
-from envs.episode import DAMAGED
+from envs.episode_files import DAMAGED
 from perceiver_obs.files import write_atomic
 from perceiver_obs.training.data import Recorded
 

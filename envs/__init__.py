@@ -6,7 +6,7 @@ environment is made.
 
 from envs.collect import CollectSettings, collect
 from envs.dmc import DmcEnv, make_dmc, state_names
-from envs.episode import Episode, RolloutError
+from envs.episode import Episode, EpisodeExists, RolloutError
 from envs.minari import export_minari, import_minari
 from envs.pool import CollectionError
 from envs.record import RecordRollouts
@@ -21,6 +21,7 @@ __all__ = [
     "CollectionError",
     "DmcEnv",
     "Episode",
+    "EpisodeExists",
     "RecordRollouts",
     "RolloutDataset",
     "RolloutError",

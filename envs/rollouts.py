@@ -21,12 +21,9 @@ from typing import Any, overload
 import numpy as np
 
 from envs.content_hash import PIXELS_DIGEST, FoundDigests, episode_digest
-from envs.episode import (
+from envs.episode import Episode, Layout, RolloutError, check_episode
+from envs.episode_files import (
     DAMAGED,
-    Episode,
-    Layout,
-    RolloutError,
-    check_episode,
     episode_numbers,
     file_stamps,
     inspect_episode,

@@ -67,17 +67,12 @@ def written_aside(path: Path, content: Content, num_bytes: int | None = None) ->
     _sweep_once(path.parent)
     temporary = _temporary_name(path)
     num_bytes = num_bytes if callable(content) else len(content)
+    with _could_not_write(path, num_bytes):
+        temporary.touch(exist_ok=False)
     try:
-        with _could_not_write(path, num_bytes):
-            temporary.touch(exist_ok=False)
         with _in_use(temporary):
-            with _could_not_write(path, num_bytes), open(temporary, "wb") as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            with _could_not_write(path, num_bytes):
+                _fill(temporary, content)
             yield temporary
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,15 +99,17 @@ def new_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: the disk is full.
     """
     path = Path(path)
-    with scratch_directory(path) as temporary, scratch_directory(path) as before:
-        with name_full_disk(path):
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _flush(file)
-        if replace and path.exists():
+    with name_full_disk(path), scratch_directory(path) as temporary:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if not (replace and path.exists()):
+            rename_directory(temporary, path)
+            return
+        with scratch_directory(path) as before:
             os.rename(path, before / path.name)
-        rename_directory(temporary, path)
+            rename_directory(temporary, path)
 
 
 def rename_directory(temporary: Path, path: Path) -> None:
@@ -232,6 +229,21 @@ def _is_abandoned(temporary: Path) -> bool:
         return time.time() - temporary.stat().st_mtime > _LONG_AGO
     except OSError:  # gone, or not ours to touch
         return False
+
+
+def _fill(temporary: Path, content: Content) -> None:
+    try:
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.truncate(temporary, 0)  # so that its part of the disk counts as free
+        raise
 
 
 def _open_for_lock(path: Path) -> int:

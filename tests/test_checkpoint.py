@@ -196,7 +196,14 @@ def test_a_finished_run_goes_on_when_its_steps_are_raised(tiny_data, tmp_path):
 def test_resuming_on_other_data_or_tokenizer_is_refused(tiny_data, tiny_tokenizer, tmp_path):
     grown = write_dataset(tmp_path / "data", [12, 12], size=32)
     train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
-    write_dataset(tmp_path / "data", [12, 12, 13], size=32)
+    read = RolloutDataset(grown)
+    changed = [vars(episode) | {"pixels": 255 - episode.pixels} for episode in read]
+    RolloutWriter(grown, read.meta).write_episode(None, **changed[0])
+    with pytest.raises(ValueError, match="begun with other data"):
+        train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
+    shutil.rmtree(grown)
+    for episode in changed:  # other frames in files of the same names and sizes
+        RolloutWriter(grown, read.meta).write_episode(None, **episode)
     with pytest.raises(ValueError, match="begun with other data"):
         train_tokenizer(tokenizer_settings(grown, tmp_path / "tokenizer", steps=2))
     predictor = predictor_settings(tiny_data, tmp_path / "swapped", tmp_path / "model", steps=1)

@@ -1,6 +1,7 @@
 """Clips, splits and the token cache: what training reads is what was recorded."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import write_dataset
 
-from envs.rollouts import RolloutDataset
+from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs import VQPTTokenizer
 from perceiver_obs.training import token_cache
 from perceiver_obs.training.data import ClipIndex, ClipPlace, RolloutClips, leading_actions, prefetch
@@ -181,6 +182,38 @@ def test_token_cache_encodes_what_is_missing_and_nothing_else(tiny_data, tmp_pat
     other = VQPTTokenizer(**SMALL_TOKENIZER, use_3d_conv=False)
     TokenCache(tmp_path, other, [dataset]).fill(Accelerator(cpu=True))
     assert len(list(tmp_path.rglob("*.npy"))) == 4 * len(dataset)
+
+
+def test_token_cache_never_takes_a_dataset_for_another(tiny_data, tmp_path):
+    """Other frames in files of the same names and sizes: elsewhere, and in the same place."""
+    torch.manual_seed(0)
+    tokenizer = VQPTTokenizer(**SMALL_TOKENIZER, use_3d_conv=False)
+    original = RolloutDataset(tiny_data)
+
+    def write(path, change):
+        writer = RolloutWriter(path, original.meta)
+        for episode in original:
+            writer.write_episode(None, **vars(episode) | {"pixels": change(episode.pixels)})
+        return RolloutDataset(path)
+
+    def check(datasets):
+        cache = TokenCache(tmp_path / "cache", tokenizer, datasets)
+        cache.fill(Accelerator(cpu=True))
+        for number, dataset in enumerate(datasets):
+            for position, episode in enumerate(dataset):
+                vectors, tokens = encode_frames(tokenizer, episode.pixels)
+                np.testing.assert_array_equal(cache.tokens(number, position), tokens)
+                np.testing.assert_array_equal(cache.vectors(number, position), vectors)
+
+    same, inverse = write(tmp_path / "a", lambda pixels: pixels), write(tmp_path / "b", lambda pixels: 255 - pixels)
+    assert same.fingerprint == original.fingerprint
+    assert not np.array_equal(*(encode_frames(tokenizer, each[0].pixels)[1] for each in (same, inverse)))
+    check([same, inverse])
+    shutil.rmtree(tmp_path / "a")
+    rewritten = write(tmp_path / "a", lambda pixels: pixels[:, ::-1])
+    check([inverse, rewritten])
+    with pytest.raises(RolloutError, match="open it again"):
+        TokenCache(tmp_path / "other cache", tokenizer, [same]).fill(Accelerator(cpu=True))
 
 
 def test_token_cache_gives_clips_and_statistics(tiny_data, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 
-from envs.rollouts import RolloutDataset
+from envs.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs import bundled_models
 from perceiver_obs.training.data_record import (
     DATA_FILE,
@@ -33,6 +33,19 @@ def test_a_record_counts_control_steps_and_images_and_names_policies(tiny_data, 
     assert counted == OfflineFrames(6 * 24 * 2 + 12 * 2, 6 * 25 + 14, ("random", "correlated", "unknown"))
     write_data_record(tmp_path / "made of it", datasets[1:], before=entries)
     assert read_data_record(tmp_path / "made of it") == entries
+
+
+def test_datasets_of_equal_shape_are_both_counted(tmp_path):
+    datasets = [RolloutDataset(write_dataset(tmp_path / name, [5, 7])) for name in ("a", "b")]
+    write_data_record(tmp_path / "one", datasets)  # the same noise: one is a copy of the other
+    assert len(read_data_record(tmp_path / "one")) == 1
+    writer = RolloutWriter(tmp_path / "c", datasets[0].meta)
+    for episode in datasets[0]:
+        writer.write_episode(None, **vars(episode) | {"pixels": 255 - episode.pixels})
+    write_data_record(tmp_path / "two", [datasets[0], RolloutDataset(tmp_path / "c")])
+    entries = read_data_record(tmp_path / "two")
+    assert [entry["name"] for entry in entries] == ["a", "c"]
+    assert offline_frames(entries).rendered == 2 * (6 + 8)
 
 
 def test_a_model_counts_what_its_tokenizer_was_trained_on(tiny_data, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs import RolloutDataset, RolloutError, RolloutWriter
+from envs import EpisodeExists, RolloutDataset, RolloutError, RolloutWriter, content_hash
 
 FIELDS = ("pixels", "actions", "rewards", "terminated", "truncated", "seed", "policy", "states")
 SIZE, ACTION_SIZE, STATES = 8, 2, ["position/a", "position/b", "velocity/a"]
@@ -109,6 +109,209 @@ def test_the_fingerprint_follows_the_data(dataset, tmp_path):
     for index in range(3):
         other.write_episode(index, **episode(steps=3 + index, seed=index))
     assert RolloutDataset(tmp_path / "other").fingerprint != before
+
+
+def compressed(dataset, path):
+    """The same episodes, their frames compressed."""
+    read = RolloutDataset(dataset)
+    writer = RolloutWriter(path, read.meta, compress=True)
+    for index, item in zip(read.indices, read):
+        writer.write_episode(index, **vars(item))
+    return path
+
+
+def forget_hashes(dataset):
+    """As datasets were before episodes held hashes."""
+    for file in (dataset / "episodes").glob("*.npz"):
+        rewrite(file, pixels_sha256=None)
+
+
+def write_all(path, seeds, steps=4):
+    writer = RolloutWriter(path, meta())
+    for index, seed in enumerate(seeds):
+        writer.write_episode(index, **episode(steps, seed=seed) | {"seed": 0})
+    return path
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_how_it_is_stored(dataset, tmp_path):
+    before = RolloutDataset(dataset).fingerprint
+    assert RolloutDataset(compressed(dataset, tmp_path / "zstd")).fingerprint == before
+    for copy_file in (shutil.copy, shutil.copy2):  # times of now, and times of then
+        copy = tmp_path / copy_file.__name__
+        assert RolloutDataset(shutil.copytree(dataset, copy, copy_function=copy_file)).fingerprint == before
+    forget_hashes(dataset)
+    assert RolloutDataset(dataset).fingerprint == before
+
+
+def test_every_part_of_an_episode_counts_for_the_fingerprint(tmp_path):
+    first = episode()
+    changes = {
+        "pixels": 255 - first["pixels"],
+        "actions": -first["actions"],
+        "rewards": -first["rewards"],
+        "states": -first["states"],
+        "terminated": True,
+        "truncated": False,
+        "seed": 1,
+        "policy": "other",
+    }
+    assert changes.keys() == first.keys()
+    found = set()
+    for name, changed in [("none", first), *((name, first | {name: value}) for name, value in changes.items())]:
+        RolloutWriter(tmp_path / name, meta()).write_episode(0, **changed)
+        found.add(RolloutDataset(tmp_path / name).fingerprint)
+    RolloutWriter(tmp_path / "number", meta()).write_episode(1, **first)
+    found.add(RolloutDataset(tmp_path / "number").fingerprint)
+    assert len(found) == len(changes) + 2
+
+
+def test_frames_written_over_others_change_the_fingerprint(dataset):
+    before = RolloutDataset(dataset).fingerprint
+    frames = np.load(dataset / PIXELS)
+    np.save(dataset / PIXELS, 255 - frames)
+    assert RolloutDataset(dataset).fingerprint != before
+    np.save(dataset / PIXELS, frames)
+    assert RolloutDataset(dataset).fingerprint == before
+
+
+def test_frames_without_a_hash_are_hashed_once(dataset, monkeypatch):
+    before = RolloutDataset(dataset).fingerprint
+    assert not (dataset / "digests.json").exists()
+    forget_hashes(dataset)
+    hashed = []
+    found = content_hash.pixels_digest
+    monkeypatch.setattr(content_hash, "pixels_digest", lambda pixels: hashed.append(len(pixels)) or found(pixels))
+    assert RolloutDataset(dataset).fingerprint == before
+    assert hashed == [4, 5, 6]
+    assert RolloutDataset(dataset).fingerprint == before
+    assert len(hashed) == 3
+    np.save(dataset / PIXELS, 255 - np.load(dataset / PIXELS))
+    assert RolloutDataset(dataset).fingerprint != before
+    assert hashed[3:] == [5]
+    (dataset / "digests.json").write_text('[["000000.pixels.npy"]]')
+    assert RolloutDataset(dataset).fingerprint != before
+    assert hashed[4:] == [4, 5, 6]
+
+
+# Nothing is overwritten
+
+
+def test_an_episode_is_never_overwritten(dataset):
+    before = RolloutDataset(dataset).fingerprint
+    for compress in (False, True):
+        with pytest.raises(EpisodeExists, match="episode 1 is in .* already"):
+            RolloutWriter(dataset, meta(), compress=compress).write_episode(1, **episode(seed=9))
+    assert RolloutDataset(dataset).fingerprint == before
+    assert len(list((dataset / "episodes").iterdir())) == 6
+
+
+def test_the_next_free_number_is_taken_whoever_writes(tmp_path):
+    first, second = (RolloutWriter(tmp_path, meta(), compress=compress) for compress in (False, True))
+    taken = [writer.write_episode(None, **episode(seed=seed)) for seed, writer in enumerate([first, second] * 3)]
+    assert taken == list(range(6))
+    assert first.write_episode(9, **episode(seed=9)) == 9
+    assert second.write_episode(None, **episode(seed=10)) == 10
+    assert [item.seed for item in RolloutDataset(tmp_path)] == [*range(6), 9, 10]
+
+
+def test_frames_of_a_killed_writer_are_not_taken_for_those_of_the_next(tmp_path):
+    writer = RolloutWriter(tmp_path, meta(), compress=True)
+    (tmp_path / "episodes" / "000000.pixels.npy").write_bytes(b"half")
+    np.save(tmp_path / "episodes" / "000007.pixels.npy", episode(seed=1)["pixels"])
+    assert writer.write_episode(None, **episode(seed=2)) == 0
+    assert writer.write_episode(7, **episode(seed=3)) == 7
+    for item, seed in zip(RolloutDataset(tmp_path), (2, 3)):
+        np.testing.assert_array_equal(item.pixels, episode(seed=seed)["pixels"])
+
+
+def test_writers_in_several_processes_keep_all_their_episodes(tmp_path):
+    script = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from test_rollouts import EpisodeExists, RolloutWriter, episode, meta\n"
+        "writer, first = RolloutWriter(sys.argv[1], meta(), compress=sys.argv[3] == '0'), 1000 * int(sys.argv[3])\n"
+        "input()\n"
+        "for number in range(60):\n"
+        "    index = None if number % 2 else 2 * number  # both ask for some numbers\n"
+        "    try:\n"
+        "        print(writer.write_episode(index, **episode(1 + number % 5, seed=first + number)), first + number)\n"
+        "    except EpisodeExists:\n"
+        "        assert index is not None\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "data", os.path.dirname(__file__)]
+    processes = [
+        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    written = {}
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        pairs = [tuple(map(int, line.split())) for line in output.splitlines()]
+        assert len(pairs) >= 30
+        assert not written.keys() & dict(pairs).keys()
+        written |= dict(pairs)
+    data = RolloutDataset(tmp_path / "data")
+    assert {index: item.seed for index, item in zip(data.indices, data)} == written
+    for item in data:
+        np.testing.assert_array_equal(item.pixels, episode(len(item), seed=item.seed)["pixels"])
+    assert len(list((tmp_path / "data" / "episodes").iterdir())) == 2 * len(data)
+
+
+# A dataset that changes while it is open
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_episode_rewritten_while_the_dataset_is_open_is_refused(tmp_path, read_before, compress):
+    """The same shapes, in files of the same names: nothing of the old may be mixed with the new."""
+    data = RolloutDataset(write_all(tmp_path / "data", [1, 2, 3]))
+    held = [*data] if read_before else []
+    shutil.rmtree(tmp_path / "data" / "episodes")
+    writer = RolloutWriter(tmp_path / "data", meta(), compress=compress)
+    for index in (0, 1):
+        writer.write_episode(index, **episode(4, seed=10 + index))
+    for index in range(3):
+        with pytest.raises(RolloutError, match=f"episode {index} of .* was deleted or written anew.*open it again"):
+            data[index]
+    with pytest.raises(RolloutError, match="open it again"):
+        data.fingerprint  # noqa: B018
+    for item, seed in zip(held, [1, 2, 3]):
+        np.testing.assert_array_equal(item.pixels, episode(4, seed=seed)["pixels"])
+    again = RolloutDataset(tmp_path / "data")
+    assert [item.seed for item in again] == [10, 11]
+
+
+def test_episodes_added_while_a_dataset_is_open_change_nothing(dataset):
+    data = RolloutDataset(dataset)
+    before = RolloutDataset(dataset).fingerprint
+    RolloutWriter(dataset, meta()).write_episode(None, **episode(seed=7))
+    assert [item.seed for item in data] == [0, 1, 2]
+    assert data.fingerprint == before
+    assert len(RolloutDataset(dataset)) == 4
+
+
+# Links
+
+
+def test_a_dataset_may_be_linked_but_its_files_may_not_lead_elsewhere(dataset, tmp_path):
+    before = RolloutDataset(dataset).fingerprint
+    (tmp_path / "link").symlink_to(dataset)
+    assert RolloutDataset(tmp_path / "link").fingerprint == before
+    RolloutWriter(tmp_path / "link", meta()).write_episode(None, **episode(seed=3))
+    assert len(RolloutDataset(dataset)) == 4
+    linked = tmp_path / "linked"
+    RolloutWriter(linked, meta())
+    for file in (dataset / "episodes").iterdir():
+        (linked / "episodes" / file.name).symlink_to(file)
+    with pytest.raises(RolloutError, match=r"npz leads out of the dataset, to .*: copy the files \(`cp -rL`") as error:
+        RolloutDataset(linked)
+    assert str(linked) in str(error.value)
+    subprocess.run(["cp", "-rL", linked, tmp_path / "copied"], check=True)
+    assert len(RolloutDataset(tmp_path / "copied")) == 4
 
 
 # What does not belong is refused

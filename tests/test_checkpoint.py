@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 from torch import nn
 
+from envs import RolloutDataset, RolloutWriter
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
 from perceiver_obs.training.settings import settings_to_dict
 from perceiver_obs.training.train_predictor import train_predictor

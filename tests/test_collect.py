@@ -98,6 +98,21 @@ def test_only_what_is_missing_is_collected(tmp_path):
     assert kept.stat().st_mtime_ns == written
 
 
+def test_two_collections_of_one_dataset_make_it_together(tmp_path):
+    expected = collect(settings(tmp_path / "alone", episodes=4), progress=False)
+    command = [
+        *(sys.executable, "-m", "perceiver_obs.cli", "collect", "--task", "cartpole-swingup", "--episodes", "4"),
+        *("--max-steps", "20", "--size", "16", "--render-quality", "fast", "--workers", "1"),
+        *("--out", str(tmp_path / "shared")),
+    ]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert RolloutDataset(tmp_path / "shared").fingerprint == expected.fingerprint
+    assert files(tmp_path / "shared") == files(expected.path)
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"max_steps": 21}, {"policy": "random"}, {"size": 17}, {"states": False}]
 )

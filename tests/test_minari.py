@@ -6,7 +6,17 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from envs import CollectSettings, RolloutDataset, RolloutError, collect, export_minari, import_minari, make_dmc
+import envs.minari
+from envs import (
+    CollectSettings,
+    RolloutDataset,
+    RolloutError,
+    RolloutWriter,
+    collect,
+    export_minari,
+    import_minari,
+    make_dmc,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
 
@@ -71,6 +81,89 @@ def test_datasets_of_others_can_be_imported(root, tmp_path):
     assert (data[1].terminated, data[1].truncated, data[1].states) == (True, False, None)
     assert data[1].policy == "minari:theirs-v0"
     assert data.meta["env"]["id"] == "dmc/pendulum-swingup-v0"
+
+
+def half_broken(dataset_id):
+    """A Minari dataset whose second episode cannot be stored; returns how to mend it."""
+    env = make_dmc("pendulum-swingup", size=40, render_quality="fast")
+    frames = np.stack([env.reset(seed=0)[0]] + [env.step(np.ones(1, np.float32))[0] for _ in range(3)])
+    ends = np.array([False, False, True])
+
+    def write(rewards):
+        buffers = [
+            EpisodeBuffer(
+                observations=frames,
+                actions=np.ones((3, 1), np.float32),
+                rewards=np.array(each),
+                terminations=ends,
+                truncations=~ends & False,
+            )
+            for each in rewards
+        ]
+        minari.create_dataset_from_buffers(dataset_id, buffers, env=env, jpeg_encoding=False)
+
+    write([[0.0, 1.0, 2.0], [0.0, np.nan, 2.0]])
+
+    def mend():
+        minari.delete_dataset(dataset_id)
+        write([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+
+    return mend
+
+
+def test_a_failed_import_leaves_nothing_and_can_be_tried_again(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # Minari asks before it deletes
+    mend = half_broken("theirs-v0")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(RolloutError, match="rewards holds NaN"):
+        import_minari("theirs-v0", tmp_path / "here" / "data")
+    assert not list((tmp_path / "here").iterdir())
+    mend()
+    assert len(import_minari("theirs-v0", tmp_path / "here" / "data")) == 2
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["data"]
+
+
+def test_of_two_imports_at_once_one_wins_and_the_other_is_told(dataset, root, tmp_path, monkeypatch):
+    export_minari(dataset, "reacher-v0")
+    write_episode, others = RolloutWriter.write_episode, []
+
+    def write_while_another_imports(writer, *arguments, **fields):
+        if not others:
+            others.append(None)
+            others[0] = import_minari("reacher-v0", tmp_path / "data")
+        return write_episode(writer, *arguments, **fields)
+
+    monkeypatch.setattr(RolloutWriter, "write_episode", write_while_another_imports)
+    with pytest.raises(RolloutError, match=r"data exists already"):
+        import_minari("reacher-v0", tmp_path / "data")
+    assert RolloutDataset(tmp_path / "data").fingerprint == others[0].fingerprint == dataset.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "minari"]
+
+
+def test_a_failed_export_leaves_nothing_and_spares_that_of_another(dataset, root, monkeypatch):
+    """The second export fails at its second episode, in the middle of which another writes the same dataset."""
+    to_buffer, calls = envs.minari._to_buffer, []
+
+    def fail_at_the_second(episode):
+        calls.append(episode)
+        if len(calls) == 2:
+            export_minari(dataset, "dmc/reacher-v0", root)
+            raise MemoryError
+        return to_buffer(episode)
+
+    monkeypatch.setattr("envs.minari._to_buffer", fail_at_the_second)
+    with pytest.raises(MemoryError):
+        export_minari(dataset, "dmc/reacher-v0")
+    assert [path.name for path in root.iterdir()] == ["dmc"]
+    exported = minari.load_dataset("dmc/reacher-v0")
+    assert exported.total_episodes == 3
+    assert minari.list_local_datasets().keys() == {"dmc/reacher-v0"}
+    calls.clear()
+    monkeypatch.setattr("envs.minari._new_dataset_path", lambda dataset_id: root / dataset_id)  # seen too early
+    monkeypatch.setattr("envs.minari._to_buffer", to_buffer)
+    with pytest.raises(ValueError, match="reacher-v0 already"):
+        export_minari(dataset, "dmc/reacher-v0")
+    assert minari.load_dataset("dmc/reacher-v0").total_episodes == 3
 
 
 def test_what_cannot_be_converted_is_named(dataset, root, tmp_path):

@@ -1,6 +1,9 @@
 """`RecordRollouts`: what is written is what was played, and the environment stays as it is."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +83,40 @@ def test_several_environments_and_later_runs_add_to_one_dataset(tmp_path):
     assert [episode.seed for episode in dataset] == [1, 1, 2, 3] * 2
     for episode, (frames, *_) in zip(dataset[4:], played):
         np.testing.assert_array_equal(episode.pixels, frames)
+
+
+def test_recorders_in_two_processes_keep_every_episode(tmp_path):
+    script = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from test_record import RecordRollouts, make, play\n"
+        "env = RecordRollouts(make(), sys.argv[1])\n"
+        "env.reset()\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+        "play(env, 6, seed=int(sys.argv[3]))\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path, Path(__file__).parent]
+    processes = [
+        subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for seed in (1, 2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    dataset = RolloutDataset(tmp_path)
+    assert dataset.indices == list(range(12))
+    for seed in (1, 2):
+        mine = [episode for episode in dataset if episode.seed == seed]
+        env = make()
+        for episode, (frames, *_) in zip(mine, play(env, 6, seed=seed), strict=True):
+            np.testing.assert_array_equal(episode.pixels, frames)
+        env.close()
 
 
 def test_another_environment_is_refused(tmp_path):

@@ -199,7 +199,7 @@ def test_frames_without_a_hash_are_hashed_once(dataset, monkeypatch):
 def test_an_episode_is_never_overwritten(dataset):
     before = RolloutDataset(dataset).fingerprint
     for compress in (False, True):
-        with pytest.raises(EpisodeExists, match="episode 1 is in .* already"):
+        with pytest.raises(EpisodeExists, match=r"episode 1 is in .* already"):
             RolloutWriter(dataset, meta(), compress=compress).write_episode(1, **episode(seed=9))
     assert RolloutDataset(dataset).fingerprint == before
     assert len(list((dataset / "episodes").iterdir())) == 6

@@ -155,10 +155,10 @@ def test_a_dataset_says_how_its_actions_are_encoded(dataset):
 
 
 def test_actions_that_were_once_written_as_sent_are_read_as_executed(dataset):
-    actions = np.array(RolloutDataset(dataset)[0].actions)
+    actions = np.array(RolloutDataset(dataset)[1].actions)
     actions[0] = 1.7, -9
     rewrite(dataset / ARRAYS, actions=actions)
-    np.testing.assert_array_equal(RolloutDataset(dataset)[0].actions, np.clip(actions, -1, 1))
+    np.testing.assert_array_equal(RolloutDataset(dataset)[1].actions, np.clip(actions, -1, 1))
 
 
 def test_writing_on_with_other_settings_is_refused(dataset):

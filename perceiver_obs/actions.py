@@ -5,8 +5,10 @@ Imports no torch, so that recording needs none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 import gymnasium as gym
@@ -39,8 +41,8 @@ class ActionEncoding:
         choices, start: for "one-hot", the number of choices and the first of them, by entry.
 
     Example:
-        >>> import numpy as np
         >>> from gymnasium import spaces
+        >>> from perceiver_obs import ActionEncoding
         >>> ActionEncoding.from_space(spaces.Box(-2, 2, (2,))).encode([1.0, 5.0])
         array([[0.5, 1. ]], dtype=float32)
         >>> ActionEncoding.from_space(spaces.Discrete(3)).encode(2)
@@ -98,7 +100,7 @@ class ActionEncoding:
             choices, start = (tuple(map(int, entry.get(name, ()))) for name in ("choices", "start"))
         except (TypeError, KeyError, ValueError, AttributeError):
             raise ValueError(f"expected how actions are encoded, got {entry!r:.200}") from None
-        encoding, count = cls(kind, shape, low, high, choices, start), int(np.prod(shape))
+        encoding, count = cls(kind, shape, low, high, choices, start), math.prod(shape)
         bounds, parts = (count if kind == "normalised" else 0), (count if kind == "one-hot" else 0)
         whole = (len(low), len(high), len(choices), len(start)) == (bounds, bounds, parts, parts)
         if kind not in get_args(Kind) or not whole or not np.isfinite([*low, *high]).all():
@@ -118,7 +120,7 @@ class ActionEncoding:
     @property
     def size(self) -> int:
         """A, floats of an encoded action."""
-        return sum(self.choices) if self.kind == "one-hot" else int(np.prod(self.shape))
+        return sum(self.choices) if self.kind == "one-hot" else math.prod(self.shape)
 
     def __str__(self) -> str:
         if self.kind == "one-hot":
@@ -143,39 +145,50 @@ class ActionEncoding:
         Raises:
             ValueError: a number is not finite, or actions are of another shape or none of the choices.
         """
-        given, entries = np.asarray(actions), int(np.prod(self.shape))
+        given, entries = np.asarray(actions), math.prod(self.shape)
         if given.size != num_rows * entries or given.dtype.kind not in "biuf":
             raise ValueError(f"expected {num_rows} of {self}, got {given.dtype} of shape {given.shape}")
         if not np.isfinite(given).all():
             raise ValueError(f"actions must be finite, neither NaN nor infinite, got {given.tolist()!r:.200}")
         values = given.reshape(num_rows, entries).astype(np.float64)
         if self.kind == "normalised":
-            low, high = np.array(self.low), np.array(self.high)
-            centre, half = (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
+            low, high = self._limits
+            centre, half = (low + high) / 2, (high - low) / 2
+            scaled = (np.minimum(np.maximum(values, low), high) - centre) / np.where(half > 0, half, 1.0)
             # Clipped again, as the division may round up.
-            return np.clip((np.clip(values, low, high) - centre) / half, -1.0, 1.0).astype(np.float32)
-        first = np.array(self.start if self.kind == "one-hot" else (0,) * entries)
-        last = first + np.array(self.choices if self.kind == "one-hot" else (2,) * entries) - 1
+            return np.minimum(np.maximum(scaled, -1.0), 1.0).astype(np.float32)
+        first, last = self._limits
         if not ((values == np.rint(values)) & (values >= first) & (values <= last)).all():
             raise ValueError(f"expected integers from {first.tolist()} to {last.tolist()}, got {given.tolist()!r:.200}")
         if self.kind == "bits":
             return values.astype(np.float32)
         rows = np.zeros((num_rows, self.size), np.float32)
-        rows[np.arange(num_rows)[:, None], self._offsets() + (values - first).astype(np.int64)] = 1.0
+        rows[np.arange(num_rows)[:, None], self._offsets + (values - first).astype(np.int64)] = 1.0
         return rows
 
     def decode(self, rows: NDArray[np.float32]) -> NDArray[Any]:
         """Actions `[N, *shape]` in the environment's own unit, from rows `[N, A]`: float64, or int64 of choices."""
         if self.kind == "normalised":
-            low, high = np.array(self.low), np.array(self.high)
+            low, high = self._limits
             values = (low + high) / 2 + rows.astype(np.float64) * (high - low) / 2
         elif self.kind == "bits":
             values = rows.astype(np.int64)
         else:
-            parts = np.split(rows, self._offsets()[1:], axis=1)
+            parts = np.split(rows, self._offsets[1:], axis=1)
             values = np.stack([part.argmax(axis=1) for part in parts], axis=1) + np.array(self.start)
         return values.reshape(len(rows), *self.shape)
 
+    @cached_property
+    def _limits(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The least and the greatest number that an action may have, by entry."""
+        if self.kind == "normalised":
+            return np.array(self.low), np.array(self.high)
+        if self.kind == "one-hot":
+            return np.array(self.start), np.array(self.start) + np.array(self.choices) - 1
+        count = math.prod(self.shape)
+        return np.zeros(count, np.int64), np.ones(count, np.int64)
+
+    @cached_property
     def _offsets(self) -> NDArray[np.int64]:
         """Where the floats of each choice begin."""
         return np.cumsum([0, *self.choices[:-1]])

@@ -206,7 +206,7 @@ class AdaptContext(BaseCallback):
             self.adaptations, self._adapted_at = progress["adaptations"], progress["adapted_at"]
         elif self._prior_data:
             rows = prior_episodes(self._prior_datasets, venv)
-            fill(replay_buffer(self.model), rows, venv)
+            fill(self.model, rows, venv)
             self._kept.begin_with(rows)
 
     def _settings(self, model: CausalPerceiverIO) -> TrainPredictorSettings:

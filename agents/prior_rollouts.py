@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from gymnasium import logger, spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.adaptable import check_adaptable, replay_buffer
 from agents.vec_context import VecPerceiverContext
 from envs.rollouts import Episode, RolloutDataset, one_each
+from perceiver_obs.actions import ActionEncoding, dataset_actions, executed_actions
 from perceiver_obs.training.probe_features import contexts_of_alike
 
 MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
@@ -21,7 +23,8 @@ MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
 def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
     """Puts the transitions of recorded episodes into the replay buffer of a policy on contexts.
 
-    The contexts are those that the Perceiver of the algorithm's environment gives. Call it before `learn`. A time
+    The contexts are those that the Perceiver of the algorithm's environment gives, and the actions are in the buffer's
+    unit, as if the policy had taken them. Call it before `learn`. A time
     limit counts as in SB3: the step before it has a future. With several rows each gets whole episodes in turn, as
     many transitions as the row that has least.
 
@@ -51,7 +54,7 @@ def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
         raise ValueError(f"a sequence of rollout directories is needed, got {paths!r} alone")
     venv = check_adaptable(algorithm, "add_rollouts")
     rows = prior_episodes([RolloutDataset(path) for path in paths], venv)
-    fill(replay_buffer(algorithm), rows, venv)
+    fill(algorithm, rows, venv)
     return sum(len(episode) for row in rows for episode in row)
 
 
@@ -68,15 +71,17 @@ def prior_episodes(datasets: Sequence[RolloutDataset], venv: VecPerceiverContext
     return [_first_steps(row, steps) for row in rows]
 
 
-def fill(buffer: ReplayBuffer, rows: Sequence[Sequence[Episode]], venv: VecPerceiverContext) -> None:
+def fill(algorithm: BaseAlgorithm, rows: Sequence[Sequence[Episode]], venv: VecPerceiverContext) -> None:
     """Adds the transitions of what `prior_episodes` gives; ValueError where there is no room for all."""
+    buffer = replay_buffer(algorithm)
     steps, room = sum(len(episode) for episode in rows[0]), buffer.buffer_size - buffer.size()
     if room < steps:
         raise ValueError(
             f"the replay buffer has room for {room * len(rows):,} transitions, the rollouts hold "
             f"{steps * len(rows):,}: make buffer_size larger"
         )
-    made = [[_transitions(episode, venv) for episode in row] for row in rows]
+    encoding = _encoding(venv)
+    made = [[_transitions(episode, algorithm, encoding, venv) for episode in row] for row in rows]
     # Observations, next observations, actions, rewards, dones and timeouts, each [steps, rows, ...].
     columns = [np.stack([np.concatenate([e[kind] for e in row]) for row in made], axis=1) for kind in range(6)]
     for observations, following, actions, rewards, dones, timeouts in zip(*columns):
@@ -104,10 +109,16 @@ def _first_steps(episodes: Sequence[Episode], steps: int) -> list[Episode]:
     return found
 
 
-def _transitions(episode: Episode, venv: VecPerceiverContext) -> tuple[np.ndarray, ...]:
+def _transitions(
+    episode: Episode, algorithm: BaseAlgorithm, encoding: ActionEncoding, venv: VecPerceiverContext
+) -> tuple[np.ndarray, ...]:
     contexts = contexts_of_alike(venv.encoder.model, [episode], venv.encoder.device)[0]
     dones = np.arange(len(episode)) == len(episode) - 1
-    return contexts[:-1], contexts[1:], episode.actions, episode.rewards, dones, dones & (not episode.terminated)
+    actions = encoding.decode(episode.actions).astype(venv.action_space.dtype)
+    if isinstance(venv.action_space, spaces.Box):
+        assert isinstance(algorithm, OffPolicyAlgorithm)  # as `check_adaptable` says
+        actions = algorithm.policy.scale_action(actions)  # as SB3 stores them
+    return contexts[:-1], contexts[1:], actions, episode.rewards, dones, dones & (not episode.terminated)
 
 
 def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
@@ -117,6 +128,22 @@ def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
     for name in MUST_AGREE:
         if None not in (there.get(name), here.get(name)) and there[name] != here[name]:
             raise ValueError(f"{dataset.path} has {name}={there[name]!r}, the environment {here[name]!r}")
-    shape = (dataset.meta["action_size"],)
-    if venv.action_space.shape != shape:
-        raise ValueError(f"{dataset.path} has actions of shape {shape}, the environment {venv.action_space.shape}")
+    recorded, taken = dataset_actions(dataset.meta), _encoding(venv)
+    if recorded.kind == taken.kind == "normalised" and recorded.size != taken.size:
+        raise ValueError(f"{dataset.path} has actions of shape {recorded.shape}, the environment {taken.shape}")
+    if (recorded.kind, recorded.size, recorded.choices) != (taken.kind, taken.size, taken.choices):
+        raise ValueError(f"{dataset.path} has {recorded}, the environment takes {taken}")
+    if (recorded.low, recorded.high) != (taken.low, taken.high):
+        logger.warn(
+            f"the actions of {dataset.path} are normalised from {recorded.low} to {recorded.high}, those of the "
+            f"environment from {taken.low} to {taken.high}: they are taken for the same only if a wrapper rescales them"
+        )
+
+
+def _encoding(venv: VecPerceiverContext) -> ActionEncoding:
+    if venv.action_encoding is not None:
+        return venv.action_encoding
+    try:
+        return executed_actions(venv, "VecPerceiverContext")
+    except TypeError as error:
+        raise ValueError(str(error)) from None

@@ -10,8 +10,8 @@ from agents.algorithms import load_to_act
 from agents.fingerprint import check_fingerprint
 from agents.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord
 from envs.policies import Policy, PolicyContext, make_policy
+from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import ContextEncoder
-from perceiver_obs.wrappers.action_layout import ActionLayout
 
 
 def find_record(policy: str) -> PolicyRecord | None:
@@ -80,18 +80,19 @@ class ContextPolicy:
                 f"the environment takes {(context.action_size,)}"
             )
         self._tag = f"sb3:{path.parent.name}"
-        self._layout = ActionLayout(self._policy.action_space, self._encoder.action_dim)
-        self._action: np.ndarray | None = None
+        self._encoding = readable_actions(self._policy, self._encoder.action_dim, type(self).__name__)
+        self._led_here: np.ndarray | None = None
 
     def begin(self, rng: np.random.Generator) -> str:
         """Starts an episode; nothing in it is random."""
         self._encoder.reset()
-        self._action = None
+        self._led_here = None
         return self._tag
 
     def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
         """The most likely action `[A]` after the frames so far, of which `frame`, uint8 `[H, W, 3]`, is the last."""
-        led_here = None if self._action is None else self._layout.rows(self._action, 1)
-        context = self._encoder.push(frame[None], led_here)
-        self._action = self._policy.predict(context[0], deterministic=True)[0]
-        return self._action
+        context = self._encoder.push(frame[None], self._led_here)
+        action = self._policy.predict(context[0], deterministic=True)[0]
+        if self._encoding is not None:
+            self._led_here = self._encoding.encode(action)
+        return action

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
+from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
-from perceiver_obs.wrappers.action_layout import ActionLayout
+from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 
 @dataclass(frozen=True)
 class FramesSeen:
-    """What the contexts of one `reset` or `step` were made from.
+    """What the contexts of one `reset` or `step` were made from; the arrays are its own.
 
     Attributes:
         frames: uint8 `[N, H, W, C]`, the newest frame of each row.
         began: bool `[N]`, the rows whose episode begins with that frame.
-        actions: float32 `[N, A]`, the actions just taken; None after a reset, and where the model is given none.
+        actions: float32 `[N, A]` in [-1, 1], the actions just taken; None after a reset, and where the model is
+            given none.
         final_frames: by row, uint8 `[H, W, C]`: the last frame of an episode that this step has ended.
         rewards: float `[N]`, of the step; None after a reset.
     """
@@ -38,7 +41,7 @@ class VecPerceiverContext(VecEnvWrapper):
 
     The model lives here, in the parent process: workers of a `SubprocVecEnv` hold none. Where an episode
     ends, `infos[i]["terminal_observation"]` becomes the context of the old episode's last frame, and only
-    that row is cleared.
+    that row is cleared. Actions are read as by `PerceiverContextWrapper`.
 
     Args:
         venv: a vector environment of uint8 frames, `(H, W, C)` or, below a `VecTransposeImage`, `(C, H, W)`,
@@ -51,9 +54,9 @@ class VecPerceiverContext(VecEnvWrapper):
 
     Attributes:
         encoder: makes the contexts.
-        action_size: numbers of the actions that the encoder is given, 0 where it is given none.
-        seen: what the last contexts were made from, None before the first reset. Its arrays are not copied: the
-            next step may write into them.
+        action_encoding: makes the actions that the encoder is given, None where it is given none.
+        action_size: floats of such an action, 0 where there are none.
+        seen: what the last contexts were made from, None before the first reset.
 
     Raises:
         TypeError, ValueError: the frames are not what the model reads, or the `Dict` leaves open which they
@@ -86,37 +89,46 @@ class VecPerceiverContext(VecEnvWrapper):
             keep_pixels=keep_pixels,
             accept_channels_first=True,
         )
-        self._action_layout = ActionLayout(venv.action_space, self.encoder.action_dim)
+        self.action_encoding = readable_actions(venv, self.encoder.action_dim, type(self).__name__)
         if venv.has_attr("frame_contract"):
             warn_if_frames_differ(venv.get_attr("frame_contract", 0)[0], self.encoder.model.frame_contract)
-        self.action_size = self._action_layout.size or 0
+        self.action_size = self.action_encoding.size if self.action_encoding is not None else 0
         self.seen: FramesSeen | None = None
         self._actions: np.ndarray | None = None
+        self._overwritten = OverwrittenFrames()
         super().__init__(venv, observation_space=self._layout.space(self.encoder.context_dim))
 
     def reset(self) -> Any:
         """Begins new episodes in all rows; contexts float32 `[N, D]`."""
         observations = self.venv.reset()
         self.encoder.reset()
-        self.seen = FramesSeen(self._layout.frames(observations), np.ones(self.num_envs, bool))
+        self.seen = FramesSeen(self._layout.frames(observations).copy(), np.ones(self.num_envs, bool))
         return self._layout.replace(observations, self.encoder.push(self.seen.frames))
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Sends the actions on, and remembers them for a model that reads actions."""
-        self._actions = self._action_layout.rows(actions, self.num_envs)
-        self.venv.step_async(actions)
+        """Sends the actions on, and remembers them for a model that reads actions.
+
+        Raises:
+            ValueError: the model reads actions, and one is not finite or not of the space's shape or choices.
+        """
+        if self.action_encoding is not None:
+            self._actions = self.action_encoding.encode(actions, self.num_envs)
+        self.venv.step_async(deepcopy(actions))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Contexts float32 `[N, D]`, rewards, dones and infos of the step begun by `step_async`."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = np.flatnonzero(dones)
-        final_frames = {int(row): self._layout.frames(infos[row]["terminal_observation"]) for row in rows}
+        frames = self._layout.frames(observations).copy()
+        final_frames = {int(row): self._layout.frames(infos[row]["terminal_observation"]).copy() for row in rows}
+        if self.seen is not None:
+            for row, final_frame in final_frames.items():
+                self._overwritten.check(self.seen.frames[row], final_frame, frames[row])
         if rows.size > 0:
             self._replace_terminal_observations(infos, rows, np.stack(list(final_frames.values())))
             self.encoder.reset(rows)
-        frames = self._layout.frames(observations)
         contexts = self.encoder.push(frames, self._actions)
-        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, rewards)
+        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, np.array(rewards))
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
     def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
 from perceiver_obs.training.frame_pca import STACKED_FRAMES, FramePCA
+from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 
 
 class VecFramePCA(VecEnvWrapper):
@@ -32,6 +33,7 @@ class VecFramePCA(VecEnvWrapper):
         if not isinstance(space, spaces.Box) or space.shape != expected or space.dtype != np.uint8:
             raise ValueError(f"the PCA reads uint8 frames {expected} (H, W, C), the environment gives {space}")
         self._stacks = np.zeros((venv.num_envs, STACKED_FRAMES, *expected), np.uint8)
+        self._overwritten = OverwrittenFrames()
         features = spaces.Box(-np.inf, np.inf, (self.encoder.num_components,), np.float32)
         super().__init__(venv, observation_space=features)
 
@@ -42,12 +44,14 @@ class VecFramePCA(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Features float32 `[N, K]`, rewards, dones and infos."""
-        frames, rewards, dones, infos = self.venv.step_wait()
+        observations, rewards, dones, infos = self.venv.step_wait()
+        frames = np.asarray(observations)
         for row in np.flatnonzero(dones):
             last = infos[row]["terminal_observation"]
+            self._overwritten.check(self._stacks[row, 0], last, frames[row])
             infos[row]["terminal_observation"] = self.encoder(_push(self._stacks[row : row + 1], last[None]))[0]
-        self._stacks = _push(self._stacks, np.asarray(frames))
-        self._stacks[dones] = np.asarray(frames)[dones, None]
+        self._stacks = _push(self._stacks, frames)
+        self._stacks[dones] = frames[dones, None]
         return self.encoder(self._stacks), rewards, dones, infos
 
 

@@ -14,12 +14,12 @@ from envs.gl import before_render, choose_backend
 from envs.random_start import randomise_start
 from envs.state import StateReader
 from envs.tasks import env_id, split_task
+from perceiver_obs.actions import UNBOUNDED
 
 RenderQuality = Literal["standard", "fast", "smooth"]
 RENDER_QUALITIES = get_args(RenderQuality)
 SUPERSAMPLING = 4  # of "smooth", in height and width
 MAX_SIZE = 4096
-_UNBOUNDED = 1e9  # dm_control gives actuators without limits the bound 1e10
 
 
 def make_dmc(
@@ -127,7 +127,7 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         self._ended = True
 
         low, high = self._env.action_space.low, self._env.action_space.high
-        bounded = (low > -_UNBOUNDED) & (high < _UNBOUNDED)
+        bounded = (low > -UNBOUNDED) & (high < UNBOUNDED)
         self._action_centre = np.where(bounded, (high + low) / 2, 0.0)
         self._action_reach = np.where(bounded, (high - low) / 2, 1.0)
         self.action_size = len(low)

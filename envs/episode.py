@@ -25,7 +25,7 @@ class Episode:
     Attributes:
         pixels: frames, uint8 `[T+1, H, W, 3]`; read from disk a read-only memory map, or an array where they are
             compressed.
-        actions: float32 `[T, A]` in [-1, 1].
+        actions: float32 `[T, A]` in [-1, 1]; `dataset.meta["actions"]` says of what (`perceiver_obs.ActionEncoding`).
         rewards: float32 `[T]`.
         terminated: the task ended the episode.
         truncated: a time limit, the task's or the collection's, ended it.
@@ -61,6 +61,11 @@ def check_episode(episode: Episode, layout: Layout) -> None:
     steps = len(episode.actions)
     _check_array("pixels", episode.pixels, (steps + 1, layout.size, layout.size, 3), np.uint8)
     _check_array("actions", episode.actions, (steps, layout.action_size), np.float32)
+    if np.abs(episode.actions).max(initial=0.0) > 1.0:
+        raise RolloutError(
+            f"actions should lie in [-1, 1], got {np.abs(episode.actions).max():g}: encode them by "
+            "perceiver_obs.ActionEncoding"
+        )
     _check_array("rewards", episode.rewards, (steps,), np.float32)
     if (episode.states is None) != (layout.state_size is None):
         given = "none" if episode.states is None else f"states of shape {episode.states.shape}"

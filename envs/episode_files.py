@@ -105,13 +105,14 @@ def read_episode(folder: Path, index: int, layout: Layout, arrays: Mapping[str, 
         pixels = _decompress(_compressed_file(folder, index), (len(arrays["actions"]) + 1, layout.size, layout.size, 3))
     return Episode(
         pixels=pixels,
-        actions=arrays["actions"],
-        rewards=arrays["rewards"],
+        # Copies, as `arrays` are kept. Actions were once written as sent, not as the environment clipped them.
+        actions=np.clip(arrays["actions"], -1.0, 1.0),
+        rewards=arrays["rewards"].copy(),
         terminated=bool(arrays["terminated"]),
         truncated=bool(arrays["truncated"]),
         seed=int(arrays["seed"]),
         policy=str(arrays["policy"]),
-        states=arrays.get("states"),
+        states=arrays["states"].copy() if "states" in arrays else None,
     )
 
 

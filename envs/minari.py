@@ -1,6 +1,7 @@
 """Rollout datasets to and from Minari (https://minari.farama.org), without loss.
 
-Frames become the observations, true states `infos["state"]`; seed and policy tag go into each episode's metadata,
+Frames become the observations, actions are those that the environment takes (in its own unit, choices as integers),
+true states `infos["state"]`; seed and policy tag go into each episode's metadata,
 and the rollout dataset's own metadata into the Minari dataset's, under "rollouts".
 """
 
@@ -17,7 +18,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from envs.episode import Episode
+from envs.record import describe_foreign
 from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
+from perceiver_obs.actions import ActionEncoding, dataset_actions
 from perceiver_obs.files import new_directory, rename_directory, scratch_directory
 
 _OURS = "rollouts"  # the key of our metadata within Minari's
@@ -59,10 +62,11 @@ def export_minari(
 
 
 def import_minari(dataset_id: str, out: str | Path, root: str | Path | None = None) -> RolloutDataset:
-    """Turn a local Minari dataset of square RGB frames and continuous actions into a rollout dataset.
+    """Turn a local Minari dataset of square RGB frames into a rollout dataset.
 
     One that `export_minari` wrote comes back as it was, but for the numbers of its episodes, which become 0, 1, ….
-    Of any other, the frame contract says only what Minari knows, and rewards and actions are stored as float32.
+    Of any other, the frame contract says only what Minari knows, rewards are stored as float32, and actions are
+    encoded by the dataset's action space (`perceiver_obs.ActionEncoding`): normalised to [-1, 1], choices one-hot.
     Datasets that Minari stored as JPEG (its default) come with what that lost.
 
     Args:
@@ -71,7 +75,7 @@ def import_minari(dataset_id: str, out: str | Path, root: str | Path | None = No
         root: where Minari keeps its datasets; None for `MINARI_DATASETS_PATH` or Minari's default.
 
     Raises:
-        RolloutError: the observations are not uint8 `[size, size, 3]`, the actions not a vector, an episode does
+        RolloutError: the observations are not uint8 `[size, size, 3]`, the actions cannot be encoded, an episode does
             not fit, or `out` exists. Whatever fails, nothing is left in `out`.
         FileNotFoundError: there is no such Minari dataset.
         ImportError: Minari is not installed.
@@ -94,12 +98,13 @@ def import_minari(dataset_id: str, out: str | Path, root: str | Path | None = No
 
 
 def _import(source: Any, writer: RolloutWriter) -> None:
+    encoding = dataset_actions(writer.meta)
     properties = source.storage.get_episode_metadata(source.episode_indices)
     for number, (data, known) in enumerate(zip(source.iterate_episodes(), properties)):
         writer.write_episode(
             number,
             pixels=data.observations,
-            actions=np.asarray(data.actions, np.float32),
+            actions=_encode(encoding, data.actions, number),
             rewards=np.asarray(data.rewards, np.float32),
             terminated=bool(data.terminations[-1]),
             truncated=bool(data.truncations[-1]),
@@ -110,7 +115,8 @@ def _import(source: Any, writer: RolloutWriter) -> None:
 
 
 def _export(minari: Any, dataset: RolloutDataset, dataset_id: str, metadata: dict[str, Any]) -> None:
-    size = dataset.meta["frame_contract"]["size"]
+    size, encoding = dataset.meta["frame_contract"]["size"], dataset_actions(dataset.meta)
+    action_space = _space_in_minari(encoding)
     policies = sorted({episode.policy.partition("(")[0] for episode in dataset})
     with warnings.catch_warnings():
         # Minari warns of every piece of metadata that it is not given.
@@ -120,17 +126,32 @@ def _export(minari: Any, dataset: RolloutDataset, dataset_id: str, metadata: dic
             [],
             env=_env_spec(dataset.meta["env"]),
             observation_space=spaces.Box(0, 255, (size, size, 3), np.uint8),
-            action_space=spaces.Box(-1.0, 1.0, (dataset.meta["action_size"],), np.float32),
+            action_space=action_space,
             jpeg_encoding=False,
             **{"algorithm_name": ", ".join(policies), **metadata},
         )
         target.storage.update_metadata({_OURS: dataset.meta})
         for number, episode in enumerate(dataset):
-            target.update_dataset_from_buffer([_to_buffer(episode)])
+            actions = encoding.decode(episode.actions).astype(action_space.dtype)
+            target.update_dataset_from_buffer([_to_buffer(episode, actions)])
             target.storage.update_episode_metadata([{"policy": episode.policy}], [number])
 
 
-def _to_buffer(episode: Episode) -> Any:
+def _space_in_minari(encoding: ActionEncoding) -> spaces.Space:
+    """float32 as `make_dmc`'s own where that loses nothing: a number in another unit may need more digits."""
+    if encoding == ActionEncoding.unit(encoding.size):
+        return spaces.Box(-1.0, 1.0, encoding.shape, np.float32)
+    return encoding.space()
+
+
+def _encode(encoding: ActionEncoding, actions: Any, number: int) -> np.ndarray:
+    try:
+        return encoding.encode(actions, len(actions))
+    except ValueError as error:
+        raise RolloutError(f"episode {number}: {error}") from None
+
+
+def _to_buffer(episode: Episode, actions: np.ndarray) -> Any:
     from minari.data_collector import EpisodeBuffer
 
     ends = np.zeros(len(episode), bool)
@@ -138,7 +159,7 @@ def _to_buffer(episode: Episode) -> Any:
     return EpisodeBuffer(
         seed=episode.seed,
         observations=episode.pixels,
-        actions=episode.actions,
+        actions=actions,
         rewards=episode.rewards,
         terminations=ends & episode.terminated,
         truncations=ends & episode.truncated,
@@ -148,23 +169,12 @@ def _to_buffer(episode: Episode) -> Any:
 
 def _describe(source: Any) -> dict[str, Any]:
     """Metadata for a Minari dataset that did not come from us."""
-    shape, action_space = source.observation_space.shape, source.action_space
-    if shape is None or len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
-        raise RolloutError(f"expected square RGB frames as observations, got {source.observation_space}")
-    if source.observation_space.dtype != np.uint8:
-        raise RolloutError(f"expected frames of dtype uint8, got {source.observation_space.dtype}")
-    if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
-        raise RolloutError(f"expected actions that are vectors, got {action_space}")
-    spec = source.env_spec
-    env_id = spec.id if spec else "unknown"
-    contract = {"size": shape[0], "channels": 3, "tasks": [env_id]}
-    return {
-        "env": {"id": env_id, "kwargs": dict(spec.kwargs) if spec else {}},
-        "frame_contract": {**contract, "action_repeat": None, "camera": None, "render_quality": None},
-        "action_size": action_space.shape[0],
-        "state_names": None,
-        "collection": {"minari": source.id},
-    }
+    try:
+        actions = ActionEncoding.from_space(source.action_space)
+    except TypeError as error:
+        raise RolloutError(f"{source.id} cannot be imported: {error}") from None
+    meta = describe_foreign(source.env_spec, source.observation_space, actions)
+    return {**meta, "collection": {"minari": source.id}}
 
 
 def _env_spec(env: dict[str, Any]) -> EnvSpec | None:

@@ -1,37 +1,51 @@
 """`RecordRollouts`: the episodes that somebody else plays, such as a policy in training, become rollouts on disk."""
 
+import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
-from envs.rollouts import RolloutWriter
+from envs.rollouts import RolloutError, RolloutWriter
+from perceiver_obs.actions import ActionEncoding, executed_actions
 
 
 class RecordRollouts(gymnasium.Wrapper):
-    """Writes every episode of a `make_dmc` environment that is played to its end; the environment stays as it is.
+    """Writes every episode that is played to its end; the environment stays as it is.
 
     A policy visits what exploration never does. Recorded while it learns, its episodes are data to train a Perceiver
     on. Running again adds to what is there; episodes that were broken off are left out.
 
+    All is recorded by value, whatever becomes of the arrays later. Actions are recorded as `perceiver_obs` reads them
+    (`ActionEncoding`): normalised by the bounds of `env` and clipped to them, choices one-hot. States are recorded
+    where `env` says that `info["state"]` holds them (`state_in_info` and `state_names`, as `make_dmc` does).
+
     A step after an episode's end begins the next, as with `gymnasium.wrappers.Autoreset`.
 
     Args:
-        env: a `make_dmc` environment. Actions are recorded as it takes them, clipped to [-1, 1], and states where
-            `info` holds them.
+        env: gives square RGB frames, uint8 `[size, size, 3]`.
         path: directory of the dataset, which other recorders may write to at the same time.
         policy: tag of what acts.
 
     Raises:
-        RolloutError: the directory holds a dataset of another environment.
+        RolloutError: observations or actions are none that can be recorded, or the directory holds a dataset of
+            another environment.
+        ValueError: an action is not finite, or not of the space's shape or choices.
         OSError: when an episode ends, the disk is full.
     """
 
     def __init__(self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy"):
         super().__init__(env)
-        self._keeps_states = env.get_wrapper_attr("state_in_info")
-        meta = env.get_wrapper_attr("rollout_meta")(self._keeps_states)
+        try:
+            self._encoding = executed_actions(env, type(self).__name__)
+        except TypeError as error:
+            raise RolloutError(f"{env} cannot be recorded: {error}") from None
+        self._keeps_states = env.has_wrapper_attr("state_in_info") and bool(env.get_wrapper_attr("state_in_info"))
+        meta = _describe(env, self._encoding, self._keeps_states)
         self._writer = RolloutWriter(path, {**meta, "collection": {"policy": [policy]}})
         self._policy = policy
         self._seed = 0
@@ -47,14 +61,15 @@ class RecordRollouts(gymnasium.Wrapper):
         self._add(frame, info)
         return frame, info
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Takes a step, and writes the episode where that ends it."""
-        frame, reward, terminated, truncated, info = self.env.step(action)
+        encoded = self._encoding.encode(action)[0]
+        frame, reward, terminated, truncated, info = self.env.step(deepcopy(action))
         begins = not self._frames  # an Autoreset below took no step, as the last one had ended the episode
         self._add(frame, info)
         if begins:
             return frame, reward, terminated, truncated, info
-        self._actions.append(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
+        self._actions.append(encoded)
         self._rewards.append(float(reward))
         if terminated or truncated:
             self._writer.write_episode(
@@ -78,6 +93,43 @@ class RecordRollouts(gymnasium.Wrapper):
         self._rewards: list[float] = []
 
     def _add(self, frame: np.ndarray, info: dict[str, Any]) -> None:
-        self._frames.append(frame)
+        self._frames.append(np.array(frame))
         if self._keeps_states:
-            self._states.append(np.asarray(info["state"], np.float32))
+            self._states.append(np.array(info["state"], np.float32))
+
+
+def describe_foreign(spec: EnvSpec | None, frames: spaces.Space, actions: ActionEncoding) -> dict[str, Any]:
+    """A dataset's metadata, as far as an environment's spec and the space of its frames tell it.
+
+    Raises:
+        RolloutError: the frames are not uint8 `[size, size, 3]`.
+    """
+    shape = frames.shape
+    if not isinstance(frames, spaces.Box) or shape is None or len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
+        raise RolloutError(f"expected square RGB frames as observations, got {frames}")
+    if frames.dtype != np.uint8:
+        raise RolloutError(f"expected frames of dtype uint8, got {frames.dtype}")
+    env_id = spec.id if spec else "unknown"
+    kwargs = json.loads(json.dumps(spec.kwargs if spec else {}, default=repr))
+    contract = {"size": shape[0], "channels": 3, "tasks": [env_id]}
+    return {
+        "env": {"id": env_id, "kwargs": kwargs},
+        "frame_contract": {**contract, "action_repeat": None, "camera": None, "render_quality": None},
+        "action_size": actions.size,
+        "actions": actions.meta,
+        "state_names": None,
+    }
+
+
+def _describe(env: gymnasium.Env, actions: ActionEncoding, states: bool) -> dict[str, Any]:
+    meta = describe_foreign(env.spec, env.observation_space, actions)
+    size = meta["frame_contract"]["size"]
+    if env.has_wrapper_attr("rollout_meta"):
+        meta = {**meta, **env.get_wrapper_attr("rollout_meta")(states), "action_size": actions.size}
+    else:
+        if env.has_wrapper_attr("frame_contract"):
+            meta["frame_contract"] |= env.get_wrapper_attr("frame_contract")
+        if states:
+            meta["state_names"] = list(env.get_wrapper_attr("state_names"))
+    meta["frame_contract"] = {**meta["frame_contract"], "size": size}  # a wrapper may have resized the frames
+    return meta

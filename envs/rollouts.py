@@ -31,6 +31,7 @@ from envs.episode_files import (
     read_episode,
     write_episode,
 )
+from perceiver_obs.actions import ActionEncoding, dataset_actions
 from perceiver_obs.files import write_atomic
 
 FORMAT = "perceiver-obs-rollouts"
@@ -153,8 +154,9 @@ class RolloutWriter:
     Args:
         path: the dataset's directory.
         meta: `env` (`id` and `kwargs`), `frame_contract`, `action_size`, `state_names` (None where no states are
-            recorded) and whatever else describes the data; format and versions are added. To write on to a
-            dataset, all but the versions must be the same.
+            recorded), `actions` (`ActionEncoding.meta`; normalised to [-1, 1] where it is left out) and whatever else
+            describes the data; format and versions are added. To write on to a dataset, all but the versions must be
+            the same.
         compress: store frames compressed by zstd: without loss, but read whole and not by memory map.
 
     Raises:
@@ -168,6 +170,7 @@ class RolloutWriter:
         self.meta = json.loads(json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **meta}))
         self.meta.setdefault("versions", _versions())
         _check_meta(self.meta, "the metadata of a dataset")
+        self.meta.setdefault("actions", dataset_actions(self.meta).meta)
         self._layout = _layout(self.meta)
         meta_file = self.path / "meta.json"
         if not meta_file.exists():
@@ -239,12 +242,19 @@ def _check_meta(meta: Mapping[str, Any], where: str) -> None:
     for key, kind in _REQUIRED.items():
         if key not in meta or not isinstance(meta[key], kind):
             raise RolloutError(f"{where} needs {key!r} (all of {', '.join(_REQUIRED)}), got {meta.get(key)!r}")
+    try:
+        encoded = dataset_actions(meta).size
+    except ValueError as error:
+        raise RolloutError(f"{where}, 'actions': {error}") from None
+    if encoded != meta["action_size"]:
+        raise RolloutError(f"{where} has actions of {encoded} floats, and action_size={meta['action_size']!r}")
     size = meta["frame_contract"].get("size")
     if not isinstance(size, int) or size < 1:
         raise RolloutError(f"{where} needs a frame_contract with a 'size' in pixels, got {size!r}")
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    found = {"actions": ActionEncoding.unit(found["action_size"]).meta, **found}  # older ones do not say
     keys = sorted((set(found) | set(wanted)) - {"versions"})
     differences = [
         f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here"

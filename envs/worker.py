@@ -27,6 +27,7 @@ from envs.dmc import DmcEnv
 from envs.episode import Episode, EpisodeExists
 from envs.policies import Policy, PolicyContext, make_policy
 from envs.rollouts import RolloutWriter
+from perceiver_obs.actions import ActionEncoding
 
 _REPORT_SECONDS = 0.5
 
@@ -72,16 +73,17 @@ def play_in_parts(
     reset_seed, policy_seed = np.random.SeedSequence([settings.seed, index]).generate_state(2)
     tag = policy.begin(np.random.default_rng(policy_seed))
     frame, info = env.reset(seed=int(reset_seed), options={"random_init": settings.random_init})
-    frames, states = [frame], [info["state"]]
+    frames, states, encoding = [frame], [info["state"]], ActionEncoding.from_space(env.action_space)
     actions, rewards = [], []
     terminated = truncated = False
     reported, reported_at = 0, time.monotonic()
     while not (terminated or truncated):
-        action = np.asarray(policy.act(frame, states[-1]), np.float32)
+        # Copies both ways: a policy may work in place on what it sees, and use its action's array again.
+        action = np.array(policy.act(frame.copy(), states[-1].copy()), np.float32)
+        actions.append(encoding.encode(action)[0])
         frame, reward, terminated, truncated, info = env.step(action)
         frames.append(frame)
         states.append(info["state"])
-        actions.append(action)
         rewards.append(reward)
         truncated = truncated or (not terminated and len(actions) == settings.max_steps)
         if time.monotonic() - reported_at > _REPORT_SECONDS:

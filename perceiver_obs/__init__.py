@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perceiver_obs.actions import ActionEncoding
     from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
     from perceiver_obs.context_encoder import ContextEncoder
     from perceiver_obs.hub import bundled_models
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from perceiver_obs.wrappers import PerceiverContextVectorWrapper, PerceiverContextWrapper
 
 _MODULES = {
+    "ActionEncoding": "actions",
     "CausalPerceiverIO": "causal_perceiver",
     "ContextEncoder": "context_encoder",
     "ContextState": "causal_perceiver",
@@ -27,6 +29,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ActionEncoding",
     "CausalPerceiverIO",
     "ContextEncoder",
     "ContextState",

@@ -89,11 +89,13 @@ class ContextEncoder:
 
         Args:
             frames: uint8 `[N, H, W, C]`.
-            actions: `[N, A]`, the action that led to each frame; ignored in rows whose episode begins.
+            actions: `[N, A]` in [-1, 1] (clipped), the action that led to each frame; ignored in rows whose episode
+                begins.
             rows: advance only these M rows; frames, actions and contexts then have M entries in their order.
 
         Raises:
-            ValueError: frames, actions or rows of another shape, dtype or range.
+            ValueError: frames, actions or rows of another shape or dtype, actions that are not finite, or rows out of
+                range.
         """
         if rows is None:
             contexts, self._state = self._step(frames, actions, self._state)
@@ -136,7 +138,10 @@ class ContextEncoder:
             return None
         if self.action_dim is None:
             raise ValueError("actions were given, but the model reads none (action_dim=None)")
-        actions = np.asarray(actions, dtype=np.float32)
+        actions = np.asarray(actions)
+        if actions.dtype.kind not in "biuf" or not np.isfinite(actions).all():
+            raise ValueError(f"actions must be numbers, neither NaN nor infinite, got {actions.tolist()!r:.200}")
+        actions = np.clip(actions, -1.0, 1.0).astype(np.float32)  # before float32, which may not hold them
         if actions.ndim != 2 or len(actions) != count or actions.shape[1] > self.action_dim:
             raise ValueError(f"actions must be [{count}, up to {self.action_dim}], got {actions.shape}")
         return torch.from_numpy(actions).to(self.device)

@@ -165,7 +165,7 @@ class OnnxStep:
         led, known = np.zeros((len(frames), self._action_dim), np.float32), np.zeros(len(frames), bool)
         if actions is not None:
             check_actions(actions, self._action_dim, frames.shape[:1])
-            led[:, : actions.shape[-1]], known = actions.numpy(), state.seen > 0
+            led[:, : actions.shape[-1]], known = actions.clamp(-1, 1).numpy(), state.seen > 0
         given = {"frames": frames.contiguous().numpy(), "actions": led, "known": known, "seen": state.seen}
         given |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
         contexts, *arrays = self._session.run(None, {name: given[name] for name in self._names})

@@ -17,6 +17,7 @@ from envs import (
     import_minari,
     make_dmc,
 )
+from perceiver_obs import ActionEncoding
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
 
@@ -144,12 +145,12 @@ def test_a_failed_export_leaves_nothing_and_spares_that_of_another(dataset, root
     """The second export fails at its second episode, in the middle of which another writes the same dataset."""
     to_buffer, calls = envs.minari._to_buffer, []
 
-    def fail_at_the_second(episode):
+    def fail_at_the_second(*episode):
         calls.append(episode)
         if len(calls) == 2:
             export_minari(dataset, "dmc/reacher-v0", root)
             raise MemoryError
-        return to_buffer(episode)
+        return to_buffer(*episode)
 
     monkeypatch.setattr("envs.minari._to_buffer", fail_at_the_second)
     with pytest.raises(MemoryError):
@@ -164,6 +165,70 @@ def test_a_failed_export_leaves_nothing_and_spares_that_of_another(dataset, root
     with pytest.raises(ValueError, match="reacher-v0 already"):
         export_minari(dataset, "dmc/reacher-v0")
     assert minari.load_dataset("dmc/reacher-v0").total_episodes == 3
+
+
+def theirs(action_space, actions):
+    """A Minari dataset of one episode of somebody else's, of frames of noise."""
+    frames = np.random.default_rng(0).integers(0, 256, (len(actions) + 1, 16, 16, 3), dtype=np.uint8)
+    ends = np.arange(len(actions)) == len(actions) - 1
+    buffer = EpisodeBuffer(
+        observations=frames,
+        actions=actions,
+        rewards=np.zeros(len(actions)),
+        terminations=ends,
+        truncations=ends & False,
+    )
+    observation_space = spaces.Box(0, 255, frames.shape[1:], np.uint8)
+    minari.create_dataset_from_buffers(
+        "theirs-v0",
+        [buffer],
+        observation_space=observation_space,
+        action_space=action_space,
+        jpeg_encoding=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "rows"),
+    [
+        (spaces.Box(-50, 50, (2,)), np.float32([[37, -50], [0, 60]]), np.float32([[0.74, -1], [0, 1]])),
+        (spaces.Box(np.float32([0]), np.float32([3])), np.float32([[1], [0.1]]), np.float32([[-1 / 3], [-2.8 / 3]])),
+        (spaces.Box(-1, 1, (1,)), np.float32([[0.1], [1.7]]), np.float32([[0.1], [1]])),
+        (spaces.Discrete(3, start=1), np.array([1, 3]), [[1, 0, 0], [0, 0, 1]]),
+        (spaces.MultiDiscrete([2, 3]), np.array([[1, 0], [0, 2]]), [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]),
+        (spaces.MultiBinary(2), np.array([[1, 0], [0, 1]], np.int8), [[1, 0], [0, 1]]),
+    ],
+    ids=str,
+)
+def test_actions_of_any_unit_are_imported_encoded_and_exported_as_they_were(root, tmp_path, space, actions, rows):
+    theirs(space, actions)
+    data = import_minari("theirs-v0", tmp_path / "data")
+    np.testing.assert_allclose(data[0].actions, rows, atol=1e-6)
+    assert data.meta["actions"] == ActionEncoding.from_space(space).meta
+    export_minari(data, "ours-v0")
+    exported = minari.load_dataset("ours-v0")
+    assert type(exported.action_space) is type(space)
+    taken = np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
+    np.testing.assert_allclose(exported[0].actions, taken, rtol=1e-6)
+    assert exported[0].actions[0] in exported.action_space
+    back = import_minari("ours-v0", tmp_path / "back")
+    assert back.meta == data.meta
+    np.testing.assert_array_equal(back[0].actions, data[0].actions)
+
+
+def test_an_export_that_does_not_say_how_actions_are_encoded_has_them_normalised(root, tmp_path):
+    theirs(spaces.Box(-1, 1, (1,)), np.float32([[0.5], [1.7]]))
+    source = minari.load_dataset("theirs-v0")
+    meta = import_minari("theirs-v0", tmp_path / "first").meta
+    source.storage.update_metadata({"rollouts": {name: meta[name] for name in meta if name != "actions"}})
+    data = import_minari("theirs-v0", tmp_path / "data")
+    np.testing.assert_array_equal(data[0].actions, np.float32([[0.5], [1]]))
+
+
+def test_actions_that_cannot_be_encoded_are_named(root, tmp_path):
+    theirs(spaces.Box(-1, 1, (1,)), np.float32([[0.5], [np.nan]]))
+    with pytest.raises(RolloutError, match="episode 0: actions must be finite"):
+        import_minari("theirs-v0", tmp_path / "nan")
 
 
 def test_what_cannot_be_converted_is_named(dataset, root, tmp_path):

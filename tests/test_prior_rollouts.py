@@ -6,10 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_envs import LENGTH as PAINTED
+from tiny_envs import Painted
 from tiny_models import SIZE, offline_contexts, small_frames_model
 from tiny_runs import REPEAT, kill_at_second_evaluation, policy_settings, rollout_meta
 
@@ -17,6 +20,7 @@ from agents import AdaptContext, VecPerceiverContext, add_rollouts, train_policy
 from agents.policy_files import PolicyRecord
 from envs import RecordRollouts, RolloutDataset, make_dmc
 from envs.rollouts import RolloutWriter
+from perceiver_obs import ActionEncoding
 from perceiver_obs.training.data_record import write_data_record
 
 LENGTH = 11
@@ -62,6 +66,56 @@ def test_the_buffer_is_that_of_the_policy_that_recorded(tmp_path):
     policy.learning_starts = 0
     policy.learn(3)
     assert policy._n_updates == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "space"),
+    [
+        (SAC, spaces.Box(-2, 2, (2,))),
+        (SAC, spaces.Box(np.float32([0, -50]), np.float32([4, 50]))),
+        (DQN, spaces.Discrete(3)),
+    ],
+    ids=str,
+)
+def test_actions_are_in_the_buffers_unit(tmp_path, algorithm, space):
+    """Whatever the environment's: SAC's scaled by the policy, DQN's choices as numbers."""
+
+    def make(path=None):
+        env = Painted(space) if path is None else RecordRollouts(Painted(space), path)
+        venv = VecPerceiverContext(DummyVecEnv([lambda: env]), small_frames_model(action_dim=3))
+        return algorithm("MlpPolicy", venv, buffer_size=100, learning_starts=100, seed=0, device="cpu")
+
+    recorder, policy = make(tmp_path / "data"), make()
+    recorder.learn(3 * PAINTED)
+    assert add_rollouts(policy, [tmp_path / "data"]) == 3 * PAINTED
+    for name in COLUMNS:
+        expected, found = (getattr(each.replay_buffer, name)[: 3 * PAINTED] for each in (recorder, policy))
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=name)
+    if algorithm is SAC:
+        assert 0.5 < np.abs(policy.replay_buffer.actions[: 3 * PAINTED]).max() <= 1
+        actions = ActionEncoding.from_space(space).decode(RolloutDataset(tmp_path / "data")[0].actions)
+        scaled = policy.policy.scale_action(actions.astype(np.float32))
+        np.testing.assert_array_equal(policy.replay_buffer.actions[:PAINTED, 0], scaled)
+    else:
+        assert set(policy.replay_buffer.actions[: 3 * PAINTED].ravel()) == {0, 1, 2}
+
+
+def test_actions_of_another_kind_or_unit_are_no_secret(tmp_path):
+    def recorded(name, space):
+        env = RecordRollouts(Painted(space), tmp_path / name)
+        env.reset()
+        for _ in range(PAINTED):
+            env.step(env.action_space.sample())
+        return [tmp_path / name]
+
+    venv = VecPerceiverContext(DummyVecEnv([lambda: Painted(spaces.Box(-2, 2, (2,)))]), small_frames_model(3))
+    policy = SAC("MlpPolicy", venv, buffer_size=100, device="cpu")
+    with pytest.raises(ValueError, match="has one-hot actions of 2 choices, the environment takes actions of shape"):
+        add_rollouts(policy, recorded("choices", spaces.Discrete(2)))
+    with pytest.raises(ValueError, match="has bits of shape"):
+        add_rollouts(policy, recorded("bits", spaces.MultiBinary(2)))
+    with pytest.warns(UserWarning, match=r"normalised from \(-1.0, -1.0\) to .* from \(-2.0, -2.0\)"):
+        add_rollouts(policy, recorded("unit", spaces.Box(-1, 1, (2,))))
 
 
 def test_rows_get_whole_episodes_and_are_cut_to_the_shortest(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs import EpisodeExists, RolloutDataset, RolloutError, RolloutWriter, content_hash
+from perceiver_obs import ActionEncoding
 
 FIELDS = ("pixels", "actions", "rewards", "terminated", "truncated", "seed", "policy", "states")
 SIZE, ACTION_SIZE, STATES = 8, 2, ["position/a", "position/b", "velocity/a"]
@@ -325,6 +326,7 @@ def test_a_dataset_may_be_linked_but_its_files_may_not_lead_elsewhere(dataset, t
         ({"pixels": np.zeros((6, 9, 9, 3), np.uint8)}, r"\(6, 9, 9, 3\)"),
         ({"actions": np.zeros((5, 3), np.float32)}, r"actions should be float32 \(5, 2\).*\(5, 3\)"),
         ({"actions": np.zeros((5, 2))}, "float64"),
+        ({"actions": np.full((5, 2), -1.5, np.float32)}, r"actions should lie in \[-1, 1\], got 1.5"),
         ({"rewards": np.zeros(4, np.float32)}, "rewards should be"),
         ({"states": None}, "3 state entries, got none"),
         ({"states": np.zeros((6, 4), np.float32)}, r"states should be float32 \(6, 3\)"),
@@ -345,6 +347,21 @@ def test_metadata_that_lacks_something_is_refused(tmp_path):
         RolloutWriter(tmp_path / "data", incomplete)
     with pytest.raises(RolloutError, match="size"):
         RolloutWriter(tmp_path / "data", meta(frame_contract={}))
+    with pytest.raises(RolloutError, match="'actions': expected how actions are encoded, got 'as sent'"):
+        RolloutWriter(tmp_path / "data", meta(actions="as sent"))
+    with pytest.raises(RolloutError, match="actions of 3 floats, and action_size=2"):
+        RolloutWriter(tmp_path / "data", meta(actions=ActionEncoding.unit(3).meta))
+
+
+def test_a_dataset_says_how_its_actions_are_encoded(dataset):
+    assert RolloutDataset(dataset).meta["actions"] == ActionEncoding.unit(ACTION_SIZE).meta
+
+
+def test_actions_that_were_once_written_as_sent_are_read_as_executed(dataset):
+    actions = np.array(RolloutDataset(dataset)[1].actions)
+    actions[0] = 1.7, -9
+    rewrite(dataset / ARRAYS, actions=actions)
+    np.testing.assert_array_equal(RolloutDataset(dataset)[1].actions, np.clip(actions, -1, 1))
 
 
 def test_writing_on_with_other_settings_is_refused(dataset):

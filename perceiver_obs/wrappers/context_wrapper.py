@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import RecordConstructorArgs
 
+from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
-from perceiver_obs.wrappers.action_layout import ActionLayout
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
@@ -35,8 +37,12 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         TypeError, ValueError: the frames are not what the model reads (size, channels, layout, dtype), or the
             `Dict` leaves open which entry they are.
 
-    Where the model reads actions and the action space is a `Box` that fits, it is given the action just
-    taken. A step after an episode's end begins a new context, as `gymnasium.wrappers.Autoreset` begins a new episode.
+    Where the model reads actions, it is given the one just taken, as floats in [-1, 1] (`ActionEncoding`): of a `Box`
+    normalised by its bounds and clipped to them, of `Discrete` and `MultiDiscrete` one-hot, of `MultiBinary` the bits.
+    It is copied before the environment sees it. Other spaces, and actions larger than the model reads, are warned
+    about and not read.
+
+    A step after an episode's end begins a new context, as `gymnasium.wrappers.Autoreset` begins a new episode.
 
     Example:
         >>> from envs import make_dmc
@@ -78,7 +84,7 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
             pixels_key=pixels_key,
             keep_pixels=keep_pixels,
         )
-        self._actions = ActionLayout(env.action_space, self.encoder.action_dim)
+        self._actions = readable_actions(env, self.encoder.action_dim, type(self).__name__)
         if env.has_wrapper_attr("frame_contract"):
             warn_if_frames_differ(env.get_wrapper_attr("frame_contract"), self.encoder.model.frame_contract)
         self.observation_space = self._layout.space(self.encoder.context_dim)
@@ -98,16 +104,17 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
 
         Raises:
             gymnasium.error.ResetNeeded: no episode has begun.
+            ValueError: the model reads actions, and this one is not finite or not of the space's shape or choices.
         """
         if not self._has_reset:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        led_here = None if self._actions is None else self._actions.encode(action)
+        observation, reward, terminated, truncated, info = self.env.step(deepcopy(action))
         if self._ended:  # an Autoreset below took no step, but began a new episode
             self.encoder.reset()
         self._ended = bool(terminated or truncated)
-        return self._observation(observation, action), reward, terminated, truncated, info
+        return self._observation(observation, led_here), reward, terminated, truncated, info
 
-    def _observation(self, observation: Any, action: Any = None) -> Any:
+    def _observation(self, observation: Any, actions: np.ndarray | None = None) -> Any:
         frames = self._layout.frames(observation)[None]
-        actions = None if action is None else self._actions.rows(action, 1)
         return self._layout.replace(observation, self.encoder.push(frames, actions)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
-from perceiver_obs.wrappers.action_layout import ActionLayout
+from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
@@ -26,6 +28,8 @@ class PerceiverContextVectorWrapper(VectorWrapper):
       returned row the context of the new episode's first.
     - `DISABLED`: `reset(options={"reset_mask": mask})` starts the rows in the mask anew; the others keep
       their last context, since no frame of theirs is new.
+
+    Actions are read as by `PerceiverContextWrapper`, each row's by the single action space.
 
     Args:
         env: a vector environment of uint8 frames `(H, W, C)`, alone or as one entry of a `Dict`.
@@ -62,12 +66,14 @@ class PerceiverContextVectorWrapper(VectorWrapper):
             pixels_key=pixels_key,
             keep_pixels=keep_pixels,
         )
-        self._actions = ActionLayout(env.single_action_space, self.encoder.action_dim)
+        self._actions = readable_actions(env, self.encoder.action_dim, type(self).__name__)
         for contract in _frame_contracts(env)[:1]:
             warn_if_frames_differ(contract, self.encoder.model.frame_contract)
         self.single_observation_space = self._layout.space(self.encoder.context_dim)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._contexts: np.ndarray | None = None
+        self._frames: np.ndarray | None = None  # the newest, where the next step may replace some before they are seen
+        self._overwritten = OverwrittenFrames()
         self._ended = np.zeros(env.num_envs, dtype=bool)
 
     def reset(
@@ -87,6 +93,7 @@ class PerceiverContextVectorWrapper(VectorWrapper):
             options=None if options is None else dict(options),
         )
         frames = self._layout.frames(observations)
+        self._remember(frames)
         if mask is None or self._contexts is None:
             self.encoder.reset()
             self._contexts = self.encoder.push(frames)
@@ -103,14 +110,16 @@ class PerceiverContextVectorWrapper(VectorWrapper):
 
         Raises:
             gymnasium.error.ResetNeeded: no episode has begun.
+            ValueError: the model reads actions, and one is not finite or not of the space's shape or choices.
         """
         if self._contexts is None:
             raise ResetNeeded("Cannot call env.step() before calling env.reset()")
-        observations, rewards, terminations, truncations, infos = self.env.step(actions)
-        action_rows = self._actions.rows(actions, self.num_envs)
+        action_rows = None if self._actions is None else self._actions.encode(actions, self.num_envs)
+        observations, rewards, terminations, truncations, infos = self.env.step(deepcopy(actions))
+        frames = self._layout.frames(observations)
         ended = np.logical_or(terminations, truncations)
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            infos = self._with_final_contexts(infos, action_rows)
+            infos = self._with_final_contexts(infos, frames, action_rows)
             begun = ended
         elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
             begun = self._ended
@@ -119,19 +128,30 @@ class PerceiverContextVectorWrapper(VectorWrapper):
         self._ended = ended
         if begun.any():
             self.encoder.reset(begun)
-        self._contexts = self.encoder.push(self._layout.frames(observations), action_rows)
+        self._remember(frames)
+        self._contexts = self.encoder.push(frames, action_rows)
         observations = self._layout.replace(observations, self._contexts.copy())
         return observations, rewards, terminations, truncations, infos
 
-    def _with_final_contexts(self, infos: dict[str, Any], actions: np.ndarray | None) -> dict[str, Any]:
+    def _remember(self, frames: np.ndarray) -> None:
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            self._frames = frames.copy()
+
+    def _with_final_contexts(
+        self, infos: dict[str, Any], frames: np.ndarray, actions: np.ndarray | None
+    ) -> dict[str, Any]:
         """`infos` with contexts in `final_obs`, computed from the rows' state before it is cleared."""
         rows = np.flatnonzero(infos.get("_final_obs", ()))
         if rows.size == 0:
             return infos
         final_obs = infos["final_obs"]
         finals = [_row(final_obs, row) for row in rows]
+        final_frames = np.stack([self._layout.frames(final) for final in finals])
+        assert self._frames is not None  # of the reset before
+        for row, final_frame in zip(rows, final_frames, strict=True):
+            self._overwritten.check(self._frames[row], final_frame, frames[row])
         contexts = self.encoder.peek(
-            np.stack([self._layout.frames(final) for final in finals]),
+            final_frames,
             rows,
             None if actions is None else actions[rows],
         )

@@ -205,7 +205,7 @@ def executed_actions(env: Any, user: str) -> ActionEncoding:
     """The encoding of the actions that an environment executes, by its own bounds or those of what it clips to.
 
     Args:
-        env: a Gymnasium environment or vector environment, or a vector environment of SB3.
+        env: a Gymnasium environment or vector environment, or a vector environment or a policy of SB3.
         user: who reads them, for the warning of wrappers that change actions in ways of their own.
 
     Raises:

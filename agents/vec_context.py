@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,17 @@ class FramesSeen:
     actions: np.ndarray | None = None
     final_frames: dict[int, np.ndarray] = field(default_factory=dict)
     rewards: np.ndarray | None = None
+
+
+def terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
+    """The last observation of the episode that a step has ended in `row`; ValueError where it is missing."""
+    if infos[row].get("terminal_observation") is None:
+        raise ValueError(
+            f"the episode of environment {row} ended, but infos[{row}]['terminal_observation'] does not hold its last "
+            "observation, as SB3 asks of vector environments: use DummyVecEnv or SubprocVecEnv, or have step_wait put "
+            "it there before it resets the environment"
+        )
+    return infos[row]["terminal_observation"]
 
 
 class VecPerceiverContext(VecEnvWrapper):
@@ -110,7 +122,7 @@ class VecPerceiverContext(VecEnvWrapper):
         """Contexts float32 `[N, D]`, rewards, dones and infos of the step begun by `step_async`."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = np.flatnonzero(dones)
-        final_frames = {int(row): self._layout.frames(infos[row]["terminal_observation"]) for row in rows}
+        final_frames = {int(row): self._layout.frames(terminal_observation(infos, row)) for row in rows}
         if rows.size > 0:
             self._replace_terminal_observations(infos, rows, np.stack(list(final_frames.values())))
             self.encoder.reset(rows)

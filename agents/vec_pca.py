@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
+from agents.vec_context import terminal_observation
 from perceiver_obs.training.frame_pca import STACKED_FRAMES, FramePCA
 
 
@@ -44,7 +45,7 @@ class VecFramePCA(VecEnvWrapper):
         """Features float32 `[N, K]`, rewards, dones and infos."""
         frames, rewards, dones, infos = self.venv.step_wait()
         for row in np.flatnonzero(dones):
-            last = infos[row]["terminal_observation"]
+            last = np.asarray(terminal_observation(infos, row))
             infos[row]["terminal_observation"] = self.encoder(_push(self._stacks[row : row + 1], last[None]))[0]
         self._stacks = _push(self._stacks, np.asarray(frames))
         self._stacks[dones] = np.asarray(frames)[dones, None]

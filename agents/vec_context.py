@@ -122,7 +122,7 @@ class VecPerceiverContext(VecEnvWrapper):
         """Contexts float32 `[N, D]`, rewards, dones and infos of the step begun by `step_async`."""
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = np.flatnonzero(dones)
-        final_frames = {int(row): self._layout.frames(terminal_observation(infos, row)) for row in rows}
+        final_frames = {row: self._layout.frames(terminal_observation(infos, row)) for row in rows.tolist()}
         if rows.size > 0:
             self._replace_terminal_observations(infos, rows, np.stack(list(final_frames.values())))
             self.encoder.reset(rows)

@@ -44,7 +44,7 @@ class VecFramePCA(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Features float32 `[N, K]`, rewards, dones and infos."""
         frames, rewards, dones, infos = self.venv.step_wait()
-        for row in np.flatnonzero(dones):
+        for row in np.flatnonzero(dones).tolist():
             last = np.asarray(terminal_observation(infos, row))
             infos[row]["terminal_observation"] = self.encoder(_push(self._stacks[row : row + 1], last[None]))[0]
         self._stacks = _push(self._stacks, np.asarray(frames))

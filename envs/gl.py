@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 NO_OPENGL = (
@@ -88,7 +89,11 @@ def _check_choice(variable: str, chosen: str) -> None:
     if chosen in _OFF:
         raise RuntimeError(f"{variable}={chosen} turns rendering off, and observations are rendered: unset {variable}")
     backend = "glfw" if chosen in _GLFW_TOO else chosen
-    works = {"egl": _egl_works, "osmesa": lambda: _loads(*_OSMESA_LIBRARIES), "glfw": _glfw_works}
+    works: dict[str, Callable[[], bool]] = {
+        "egl": _egl_works,
+        "osmesa": lambda: _loads(*_OSMESA_LIBRARIES),
+        "glfw": _glfw_works,
+    }
     if sys.platform == "linux" and backend in works and not works[backend]():
         raise RuntimeError(f"{variable}={chosen} was chosen, but {_MISSING[backend]}, or unset {variable}")
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 class MovingSquare(gym.Env):
     """uint8 frames `(size, size, 3)`; episodes of `length` steps."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(self, size: int = 64, length: int = 6):

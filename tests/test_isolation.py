@@ -88,7 +88,7 @@ def test_fitting_and_probing_draws_nothing(tiny_data, model, tmp_path):
         dataset = RolloutDataset(tiny_data)
         pca = FramePCA.fit(dataset[:3], 4, seed=0)
         VecFramePCA(square_venv(), pca).reset()
-        probe(ProbeSettings(model=model, data=str(tiny_data), out=str(tmp_path / "probe"), supervised_steps=1))
+        probe(ProbeSettings(model=model, data=(str(tiny_data),), out=str(tmp_path / "probe"), supervised_steps=1))
     torch.manual_seed(7)
     assert FramePCA.fit(dataset[:3], 4, seed=0).fingerprint == pca.fingerprint
 

@@ -80,21 +80,20 @@ def mlp(
             nn.GELU(),
             nn.Linear(MLP_WIDTH, y.shape[1]),
         )
-    order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, MLP_EPOCHS)
-    best_error, best_weights = float("inf"), network.state_dict()
-    for _ in range(MLP_EPOCHS):
-        for rows in torch.randperm(len(x), generator=order).split(MLP_BATCH):
-            optimizer.zero_grad()
-            (network(x[rows]) - y[rows]).square().mean().backward()
-            optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            error = float((network(validation_x) - validation_y).square().mean())
-        if error < best_error:
-            best_error = error
-            best_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, MLP_EPOCHS)
+        best_error, best_weights = float("inf"), network.state_dict()
+        for _ in range(MLP_EPOCHS):
+            for rows in torch.randperm(len(x)).split(MLP_BATCH):
+                optimizer.zero_grad()
+                (network(x[rows]) - y[rows]).square().mean().backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                error = float((network(validation_x) - validation_y).square().mean())
+            if error < best_error:
+                best_error = error
+                best_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(best_weights)
     with torch.no_grad():
         outputs = [network(tensors(standard_x(each))[0]).numpy().astype(np.float64) for each in test]

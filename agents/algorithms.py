@@ -16,6 +16,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 
+from perceiver_obs.isolation import isolated
+
+DISCRETE_ONLY = ("DQN", "QRDQN")
+
 # For `load`: the replay buffer's class follows from n_steps again. SB3 warns if it comes from the file.
 CHOOSES_BUFFER = {"replay_buffer_class": None}
 EXPLORATION_NOISE = 0.1  # of the action range [-1, 1]; TD3 and DDPG do not explore by themselves
@@ -25,20 +29,24 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """The class of an algorithm of stable_baselines3, or of sb3_contrib where that is installed.
 
     Raises:
-        ValueError: there is none of this name that trains on plain observations.
+        ValueError: there is none of this name that trains on plain observations and takes continuous actions, as
+            all tasks of dm_control have.
     """
     contrib = _contrib()
     known = {**_trainable(stable_baselines3), **contrib}
     if name not in known:
+        unfit = f"{name} takes discrete actions only, and these tasks have continuous ones"
+        why = unfit if name in DISCRETE_ONLY else f"unknown algorithm {name!r}"
         more = "" if contrib else " (and, with sb3-contrib installed, CrossQ, TQC and others)"
-        raise ValueError(f"unknown algorithm {name!r}; available are {', '.join(sorted(known))}{more}")
+        raise ValueError(f"{why}; available are {', '.join(sorted(known))}{more}")
     return known[name]
 
 
 def load_to_act(name: str, path: Path, device: str, venv: VecEnv | None = None) -> BaseAlgorithm:
     """A trained policy of algorithm `name` that only acts: it has no replay buffer, which could take gigabytes."""
     custom_objects = {"buffer_size": 1, **CHOOSES_BUFFER}
-    return algorithm_class(name).load(path, env=venv, device=device, custom_objects=custom_objects)
+    with isolated(device=device):  # SB3 seeds all generators with the seed of the training
+        return algorithm_class(name).load(path, env=venv, device=device, custom_objects=custom_objects)
 
 
 def make_algorithm(
@@ -104,5 +112,6 @@ def _trainable(module: Any) -> dict[str, type[BaseAlgorithm]]:
         if isinstance(member, type)
         and issubclass(member, BaseAlgorithm)
         and "MlpPolicy" in member.policy_aliases
-        and name not in ("ARS", "MaskablePPO")  # no gradient, and masks that these tasks do not have
+        # ARS takes no gradients, and MaskablePPO needs masks that these tasks do not have.
+        and name not in ("ARS", "MaskablePPO", *DISCRETE_ONLY)
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
+
+from perceiver_obs.isolation import isolated
 
 HIGHEST_RETURN = 1000.0
 REPETITIONS = 2000
@@ -47,17 +47,6 @@ def estimate(returns: NDArray[np.float64]) -> Estimate:
     iqm, mean = map(float, aggregates(scores))
     if len(scores) < 2:
         return Estimate(iqm, mean, None, None)
-    with _seeded():
+    with isolated(0):  # rliable draws from NumPy's global generator, whatever random state it is given
         low, high = library.get_interval_estimates({"": scores}, aggregates, reps=REPETITIONS)[1][""]
     return Estimate(iqm, mean, (float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """rliable draws from NumPy's global generator, whatever random state it is given."""
-    state = np.random.get_state()  # noqa: NPY002 (rliable reads no other)
-    np.random.seed(0)  # noqa: NPY002 (rliable reads no other)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002 (rliable reads no other)

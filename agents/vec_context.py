@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,17 @@ class FramesSeen:
     actions: np.ndarray | None = None
     final_frames: dict[int, np.ndarray] = field(default_factory=dict)
     rewards: np.ndarray | None = None
+
+
+def terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
+    """The last observation of the episode that a step has ended in `row`; ValueError where it is missing."""
+    if infos[row].get("terminal_observation") is None:
+        raise ValueError(
+            f"the episode of environment {row} ended, but infos[{row}]['terminal_observation'] does not hold its last "
+            "observation, as SB3 asks of vector environments: use DummyVecEnv or SubprocVecEnv, or have step_wait put "
+            "it there before it resets the environment"
+        )
+    return infos[row]["terminal_observation"]
 
 
 class VecPerceiverContext(VecEnvWrapper):
@@ -120,7 +132,7 @@ class VecPerceiverContext(VecEnvWrapper):
         observations, rewards, dones, infos = self.venv.step_wait()
         rows = np.flatnonzero(dones)
         frames = self._layout.frames(observations).copy()
-        final_frames = {int(row): self._layout.frames(infos[row]["terminal_observation"]).copy() for row in rows}
+        final_frames = {row: self._layout.frames(terminal_observation(infos, row)).copy() for row in rows.tolist()}
         if self.seen is not None:
             for row, final_frame in final_frames.items():
                 self._overwritten.check(self.seen.frames[row], final_frame, frames[row])

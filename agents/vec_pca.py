@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
+from agents.vec_context import terminal_observation
 from perceiver_obs.training.frame_pca import STACKED_FRAMES, FramePCA
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 
@@ -46,8 +47,8 @@ class VecFramePCA(VecEnvWrapper):
         """Features float32 `[N, K]`, rewards, dones and infos."""
         observations, rewards, dones, infos = self.venv.step_wait()
         frames = np.asarray(observations)
-        for row in np.flatnonzero(dones):
-            last = infos[row]["terminal_observation"]
+        for row in np.flatnonzero(dones).tolist():
+            last = np.asarray(terminal_observation(infos, row))
             self._overwritten.check(self._stacks[row, 0], last, frames[row])
             infos[row]["terminal_observation"] = self.encoder(_push(self._stacks[row : row + 1], last[None]))[0]
         self._stacks = _push(self._stacks, frames)

@@ -4,12 +4,24 @@ import ctypes
 import importlib
 import os
 import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
 
 NO_OPENGL = (
     "no OpenGL library to render with: install EGL (Debian: apt-get install libegl1 libgl1-mesa-dri) "
     "or OSMesa (apt-get install libosmesa6)"
 )
 
+# By MUJOCO_GL: what is missing where the backend does not work, and how to get it.
+_MISSING = {
+    "egl": "EGL is not installed, or has no driver: apt-get install libegl1 libgl1-mesa-dri (Debian)",
+    "osmesa": "OSMesa is not installed: apt-get install libosmesa6 (Debian)",
+    "glfw": "GLFW opens no window without a display: run under xvfb-run, or choose MUJOCO_GL=egl",
+}
+_GLFW_TOO = ("on", "enable", "enabled", "true", "1")  # as dm_control reads the variable
+_OFF = ("off", "disable", "disabled", "false", "0")
+_OSMESA_LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 _EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 _rendered_here = False
 _forked_after_render = False
@@ -22,8 +34,13 @@ def choose_backend() -> None:
     there is no display. Where it was imported before this, it is made to choose again.
 
     Raises:
-        RuntimeError: there is neither EGL nor OSMesa, nor a display for GLFW.
+        RuntimeError: what the user has chosen cannot render here; or nothing is chosen, and there is neither EGL nor
+            OSMesa, nor a display for GLFW.
     """
+    for variable in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        if chosen := os.environ.get(variable):
+            _check_choice(variable, chosen)
+            break
     if os.environ.get("MUJOCO_GL"):
         return
     platform = os.environ.get("PYOPENGL_PLATFORM")
@@ -33,9 +50,9 @@ def choose_backend() -> None:
         return  # GLFW needs no X server there, and dm_control finds it by itself
     elif _egl_works():
         os.environ["MUJOCO_GL"] = "egl"
-    elif _loads("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+    elif _loads(*_OSMESA_LIBRARIES):
         os.environ["MUJOCO_GL"] = "osmesa"
-    elif os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+    elif _glfw_works():
         return
     else:
         raise RuntimeError(NO_OPENGL)
@@ -68,6 +85,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def _check_choice(variable: str, chosen: str) -> None:
+    if chosen in _OFF:
+        raise RuntimeError(f"{variable}={chosen} turns rendering off, and observations are rendered: unset {variable}")
+    backend = "glfw" if chosen in _GLFW_TOO else chosen
+    works: dict[str, Callable[[], bool]] = {
+        "egl": _egl_works,
+        "osmesa": lambda: _loads(*_OSMESA_LIBRARIES),
+        "glfw": _glfw_works,
+    }
+    if sys.platform == "linux" and backend in works and not works[backend]():
+        raise RuntimeError(f"{variable}={chosen} was chosen, but {_MISSING[backend]}, or unset {variable}")
+
+
+@cache
+def _glfw_works() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return bool(importlib.import_module("glfw").init())
+        except ImportError:
+            return False
+
+
 def _loads(*names: str) -> bool:
     for name in names:
         try:
@@ -78,6 +118,7 @@ def _loads(*names: str) -> bool:
     return False
 
 
+@cache
 def _egl_works() -> bool:
     """Whether EGL is installed with a driver behind it: one of its devices gives a display.
 

@@ -32,11 +32,14 @@ class Sb3Policy:
     def __init__(self, path: str | Path, context: PolicyContext):
         import torch
 
+        from perceiver_obs.isolation import isolated
+
         torch.set_num_threads(1)
-        self._torch = torch
+        self._isolated = isolated
         self._tag = f"sb3:{Path(path).name}"
         # Without this, loading an off-policy algorithm would set up the replay buffer it was trained with.
-        self._model = algorithm_class(path).load(path, device="cpu", custom_objects={"buffer_size": 1})
+        with isolated():  # SB3 seeds all generators with the seed of the training
+            self._model = algorithm_class(path).load(path, device="cpu", custom_objects={"buffer_size": 1})
         if self._model.action_space.shape != (context.action_size,):
             raise ValueError(
                 f"{path} gives actions of shape {self._model.action_space.shape}, "
@@ -47,7 +50,7 @@ class Sb3Policy:
         self._blank = np.zeros((context.frame_size, context.frame_size, 3), np.uint8)
 
     def begin(self, rng: np.random.Generator) -> str:
-        self._torch.manual_seed(int(rng.integers(2**63)))
+        self._rng = rng
         self._frames = deque([self._blank] * self._num_frames, maxlen=self._num_frames)
         return self._tag
 
@@ -58,7 +61,8 @@ class Sb3Policy:
             observation = np.concatenate(self._frames, axis=-1)
             if self._channels_first:
                 observation = observation.transpose(2, 0, 1)
-        action, _ = self._model.predict(observation, deterministic=False)
+        with self._isolated(int(self._rng.integers(2**32))):
+            action, _ = self._model.predict(observation, deterministic=False)
         return action
 
 

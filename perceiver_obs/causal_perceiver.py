@@ -198,6 +198,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self.register_buffer("context_scale", torch.ones(width_each))
         self.context_dim = width_each * len(self.timescales)
         self.receptive_field = self.predictor.receptive_field + tokenizer.reach + max(self.timescales) - 1
+        self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
     def tokenizer(self) -> VQPTTokenizer:

@@ -13,6 +13,7 @@ from torch import Tensor
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.isolation import one_thread_if_forked
 from perceiver_obs.step_graph import OnnxStep
 
 ModelLike = str | Path | CausalPerceiverIO
@@ -125,6 +126,7 @@ class ContextEncoder:
         self.reset()
 
     def _step(self, frames: np.ndarray, actions: np.ndarray | None, state: Any) -> tuple[np.ndarray, Any]:
+        one_thread_if_forked()
         frames = np.ascontiguousarray(frames)
         expected = (len(state.seen), *self.frame_shape)
         if frames.shape != expected or frames.dtype != np.uint8:
@@ -162,9 +164,10 @@ class ContextEncoder:
 
 
 def frozen_model(model: ModelLike, device: torch.device) -> CausalPerceiverIO:
-    """A model in eval mode without gradients: shared for a name or directory, a copy of an object."""
+    """A float32 model in eval mode without gradients: shared for a name or directory, a copy of an object."""
+    one_thread_if_forked()
     if isinstance(model, CausalPerceiverIO):
-        return copy.deepcopy(model).eval().requires_grad_(False).to(device)
+        return copy.deepcopy(model).float().eval().requires_grad_(False).to(device)
     if not isinstance(model, (str, Path)):
         raise ValueError(
             f"model must be a name, a directory, a hub id or a CausalPerceiverIO, got {type(model).__name__}"

@@ -2,15 +2,26 @@
 
 import torch
 
+_GPU_AFTER_FORK = (
+    "this process was forked from one that had used the GPU, and cannot use it: start workers with 'forkserver' "
+    "(gym.make_vec(..., vector_kwargs={'context': 'forkserver'}), SubprocVecEnv(..., start_method='forkserver')), "
+    "or pass device='cpu'"
+)
+
 
 def choose_device(device: str | torch.device) -> torch.device:
     """The device to use; "auto" is CUDA where it is there.
 
     Raises:
         ValueError: not a device, or one that is not there.
+        RuntimeError: a GPU, in a process that was forked from one that had used it.
     """
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = automatic if str(device) == "auto" else str(device)
+    if asked.startswith("cuda") and torch.cuda._is_in_bad_fork():
+        raise RuntimeError(_GPU_AFTER_FORK)
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(automatic)
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen)

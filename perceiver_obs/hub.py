@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from perceiver_obs.files import write_atomic
+from perceiver_obs.isolation import isolated, one_thread_if_forked
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -54,7 +55,7 @@ class Pretrained(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:  # type: ignore[override]
-        """Load weights and configuration, in eval mode on the CPU.
+        """Load weights and configuration, as float32, in eval mode on the CPU; draws no random numbers.
 
         Args:
             name: a directory, the name of a bundled model (`bundled_models()`), or a Hugging Face hub id.
@@ -65,11 +66,12 @@ class Pretrained(PyTorchModelHubMixin):
             ValueError: a file is missing, cut short, of another version or of another class, or its tensors do
                 not fit the configuration.
         """
+        one_thread_if_forked()
         directory = find_pretrained(name, revision)
         config = _read_config(directory / CONFIG_FILE, cls.__name__)
         weights = directory / WEIGHTS_FILE
         try:
-            with safe_open(weights, "pt") as tensors:
+            with safe_open(weights, "pt") as tensors, isolated():
                 shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
                 model = _build(cls, config, directory, shapes)
                 state = {key: tensors.get_tensor(key) for key in shapes}

@@ -131,6 +131,7 @@ class PerceiverTokenPredictor(nn.Module):
             if action_dim
             else None
         )
+        self.float()  # as the tokenizer's code vectors are
 
     @property
     def receptive_field(self) -> int:

@@ -1,5 +1,6 @@
 """A streaming step as one graph of arrays in and out, run by ONNX Runtime: the same contexts, sooner."""
 
+import ctypes
 import logging
 import os
 import warnings
@@ -8,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
 from perceiver_obs.files import write_atomic
+from perceiver_obs.isolation import isolated
 from perceiver_obs.modules.adapters import check_actions
 from perceiver_obs.modules.frame_memory import FrameMemory
 from perceiver_obs.predictor import PredictorState
@@ -120,7 +124,8 @@ class OnnxStep:
     """Streaming steps of a model by ONNX Runtime on the CPU; contexts equal PyTorch's within 1e-4.
 
     The graph is exported once (some seconds) and kept in `$XDG_CACHE_HOME/perceiver_obs` (or `~/.cache`), by the
-    weights and the versions that made it. It uses as many threads as PyTorch has.
+    weights and the versions that made it. It uses as many threads as PyTorch has. Copies, pickles and forked processes
+    make a session of their own from it.
 
     Args:
         model: on the CPU, in eval mode.
@@ -132,32 +137,27 @@ class OnnxStep:
 
     def __init__(self, model: CausalPerceiverIO, keep: bool = True):
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401  # the exporter asks for it, and late
         except ImportError as error:
             raise ImportError(f"backend 'onnx' needs {error.name}: {EXTRA}") from error
-        self._graph = StepGraph(model).eval()
-        self._action_dim = model.action_dim or 0
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-
-        def session(content: bytes) -> onnxruntime.InferenceSession:
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
+        graph = StepGraph(model).eval()
+        self._shapes, self._action_dim = graph.shapes, model.action_dim or 0
+        self._session: Any = None
         kept = _cache_directory() / f"{model.fingerprint}-{FORMAT_VERSION}-torch{version('torch')}.onnx"
         try:
-            self._session = session(kept.read_bytes())
+            self._content = kept.read_bytes()
+            self._open()
         except Exception:  # not there, or damaged; ONNX Runtime's errors have no class of their own
-            content = self._export()
-            self._session = session(content)
+            self._content = _export(graph)
+            self._open()
             if keep:
                 with suppress(OSError):  # a cache that cannot be written is done without
-                    write_atomic(kept, content)
-        self._names = [given.name for given in self._session.get_inputs()]
+                    write_atomic(kept, self._content)
 
     def init_state(self, batch_size: int) -> GraphState:
         """The state of `batch_size` episodes that have not begun."""
-        arrays = tuple(np.zeros((batch_size, *shape), np.float32) for shape in self._graph.shapes)
+        arrays = tuple(np.zeros((batch_size, *shape), np.float32) for shape in self._shapes)
         return GraphState(arrays, np.zeros(batch_size, np.int64))
 
     def step(self, frames: Tensor, state: GraphState, actions: Tensor | None = None) -> tuple[Tensor, GraphState]:
@@ -168,32 +168,66 @@ class OnnxStep:
             led[:, : actions.shape[-1]], known = actions.clamp(-1, 1).numpy(), state.seen > 0
         given = {"frames": frames.contiguous().numpy(), "actions": led, "known": known, "seen": state.seen}
         given |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
+        if self._session is None:
+            self._open()
         contexts, *arrays = self._session.run(None, {name: given[name] for name in self._names})
         return torch.from_numpy(contexts), GraphState(tuple(arrays), state.seen + 1)
 
-    def _export(self) -> bytes:
-        model, shapes, rows = self._graph.model, self._graph.shapes, 2
-        any_rows = {0: torch.export.Dim.DYNAMIC}
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                self._graph,
-                (
-                    torch.zeros(rows, *model.video_shape[1:], dtype=torch.uint8),
-                    torch.zeros(rows, self._action_dim),
-                    torch.ones(rows, dtype=torch.bool),
-                    torch.ones(rows, dtype=torch.long),
-                    [torch.zeros(rows, *shape) for shape in shapes],
-                ),
-                dynamo=True,
-                verbose=False,
-                input_names=["frames", "actions", "known", "seen", *(f"state_{n}" for n in range(len(shapes)))],
-                dynamic_shapes=(any_rows, any_rows, any_rows, any_rows, [any_rows] * len(shapes)),
-            )
-        assert program is not None
-        return program.model_proto.SerializeToString()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None}
+
+    def _open(self) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(self._content, options, providers=["CPUExecutionProvider"])
+        self._names = [given.name for given in self._session.get_inputs()]
+        _opened.add(self)
+
+
+_opened: WeakSet[OnnxStep] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Leaves sessions to the parent, where their threads are: to run or to close one here would wait for ever."""
+    for step in list(_opened):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(step._session))  # never closed, not even when Python ends
+        step._session = None
+    _opened.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _export(graph: StepGraph) -> bytes:
+    model, shapes, rows = graph.model, graph.shapes, 2
+    any_rows = {0: torch.export.Dim.DYNAMIC}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
+    with isolated(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (
+                torch.zeros(rows, *model.video_shape[1:], dtype=torch.uint8),
+                torch.zeros(rows, model.action_dim or 0),
+                torch.ones(rows, dtype=torch.bool),
+                torch.ones(rows, dtype=torch.long),
+                [torch.zeros(rows, *shape) for shape in shapes],
+            ),
+            dynamo=True,
+            verbose=False,
+            input_names=["frames", "actions", "known", "seen", *(f"state_{n}" for n in range(len(shapes)))],
+            dynamic_shapes=(any_rows, any_rows, any_rows, any_rows, [any_rows] * len(shapes)),
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"
+    """Where there is no home directory, nowhere: nothing is found there, and nothing can be written."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"
+    except RuntimeError:
+        return Path(os.devnull) / "perceiver_obs"

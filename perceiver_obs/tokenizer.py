@@ -98,6 +98,7 @@ class VQPTTokenizer(nn.Module, Pretrained):
         self.double_time = DoubleTime(code_dim) if temporal_downsample else nn.Identity()
         self.quantizer = Quantizer(quantizer, code_dim, num_codes, num_quantizers, codebook_decay, diversity_weight)
         self.num_codes = self.quantizer.num_codes
+        self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
     def reach(self) -> int:

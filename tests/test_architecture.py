@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
+    "perceiver_obs.isolation",
     "perceiver_obs.hub",
     "perceiver_obs.presets",
     "perceiver_obs.modules",
@@ -21,7 +22,8 @@ MODELS = {
 # Room -> what it may import of the project, at any depth of the code.
 MAY_IMPORT = {
     "perceiver_obs/files.py": set(),
-    "perceiver_obs/hub.py": {"perceiver_obs.files"},
+    "perceiver_obs/isolation.py": set(),
+    "perceiver_obs/hub.py": {"perceiver_obs.files", "perceiver_obs.isolation"},
     "perceiver_obs/devices.py": set(),
     "perceiver_obs/presets.py": set(),
     "perceiver_obs/actions.py": set(),
@@ -36,6 +38,7 @@ MAY_IMPORT = {
         "perceiver_obs.step_graph",
         "perceiver_obs.devices",
         "perceiver_obs.hub",
+        "perceiver_obs.isolation",
     },
     "perceiver_obs/wrappers": {"perceiver_obs.actions", "perceiver_obs.context_encoder", "perceiver_obs.wrappers"},
     "perceiver_obs/training": {
@@ -45,7 +48,7 @@ MAY_IMPORT = {
         "perceiver_obs.training",
         "envs",
     },
-    "envs": {"envs", "perceiver_obs.actions", "perceiver_obs.files"},
+    "envs": {"envs", "perceiver_obs.actions", "perceiver_obs.files", "perceiver_obs.isolation"},
     "agents": {"agents", "perceiver_obs", "envs"},
 }
 MODULE_LIBRARIES = {"torch", "einops", "vector_quantize_pytorch"}

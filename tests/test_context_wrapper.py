@@ -130,6 +130,57 @@ def test_dict_observations_pass_the_other_entries_through(cartpole, model, keep_
         np.testing.assert_array_equal(observation["context"], context)
 
 
+NESTED = spaces.Dict(
+    {
+        "robot": spaces.Dict({"camera": IMAGE, "speed": spaces.Box(0, 255, (1,), np.float32)}),
+        "eye": spaces.Dict({"left": spaces.Dict({"image": IMAGE})}),
+        "goal": spaces.Box(0, 255, (1,), np.float32),
+    }
+)
+
+
+def nested(env):
+    """The frame in a dictionary within, and its mirror image in another."""
+
+    def observe(frame):
+        brightness = np.array([frame.mean()], np.float32)
+        robot = {"camera": frame, "speed": brightness}
+        return {"robot": robot, "eye": {"left": {"image": frame[:, ::-1]}}, "goal": brightness}
+
+    return transformed(env, observe, NESTED)
+
+
+@pytest.mark.parametrize("keep_pixels", [False, True])
+@pytest.mark.parametrize("key", ["robot/camera", "eye/left/image"])
+def test_a_frame_in_a_dictionary_within_is_found_by_its_path(cartpole, model, key, keep_pixels):
+    mirrored = transformed(cartpole, lambda frame: frame[:, ::-1], IMAGE)
+    plain = roll(PerceiverContextWrapper(cartpole if key == "robot/camera" else mirrored, model))
+    env = PerceiverContextWrapper(nested(cartpole), model, pixels_key=key, keep_pixels=keep_pixels)
+    check_env(env, skip_render_check=True)
+    expected = {"robot": {"camera", "speed"}, "eye": {"left"}, "goal": None, "context": None}
+    if not keep_pixels:
+        expected = {**expected, "robot": {"speed"}} if key == "robot/camera" else expected
+        expected = {name: entry for name, entry in expected.items() if key == "robot/camera" or name != "eye"}
+    found = {
+        name: set(entry) if isinstance(entry, spaces.Dict) else None for name, entry in env.observation_space.items()
+    }
+    assert found == expected
+    for observation, context in zip(roll(env), plain, strict=True):
+        assert observation in env.observation_space
+        np.testing.assert_array_equal(observation["context"], context)
+
+
+def test_the_only_image_is_found_within_and_others_are_named(cartpole, model):
+    with pytest.raises(ValueError, match=r"found \['eye/left/image', 'robot/camera'\].*pixels_key"):
+        PerceiverContextWrapper(nested(cartpole), model)
+    with pytest.raises(ValueError, match=r"pixels_key='robot' is not .* has \[.*'robot/camera', 'robot/speed'\]"):
+        PerceiverContextWrapper(nested(cartpole), model, pixels_key="robot")
+    space = spaces.Dict({"robot": spaces.Dict({"camera": IMAGE})})
+    env = PerceiverContextWrapper(transformed(cartpole, lambda frame: {"robot": {"camera": frame}}, space), model)
+    assert list(env.observation_space) == ["context"]
+    np.testing.assert_array_equal(roll(env)[3]["context"], roll(PerceiverContextWrapper(cartpole, model))[3])
+
+
 def two_cameras(env):
     space = spaces.Dict({"front": IMAGE, "back": IMAGE})
     return transformed(env, lambda frame: {"front": frame, "back": frame[:, ::-1]}, space)

@@ -65,6 +65,34 @@ def test_a_display_is_not_needed_even_if_dm_control_came_first():
 
 def test_the_users_backend_is_kept():
     script = "import os, envs.gl\nenvs.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
-    assert run_python(script, MUJOCO_GL="glfw").split() == ["glfw"]
-    assert run_python(script, PYOPENGL_PLATFORM="osmesa").split() == ["osmesa"]
+    assert run_python(script, MUJOCO_GL="egl", DISPLAY=":0").split() == ["egl"]
+    assert run_python(script, PYOPENGL_PLATFORM="egl").split() == ["egl"]
     assert run_python(script, DISPLAY="").split() == ["egl"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "chosen", "words"),
+    [
+        ("MUJOCO_GL", "osmesa", ("OSMesa is not installed", "libosmesa6", "unset MUJOCO_GL")),
+        ("PYOPENGL_PLATFORM", "osmesa", ("OSMesa is not installed", "libosmesa6", "unset PYOPENGL_PLATFORM")),
+        ("MUJOCO_GL", "glfw", ("without a display", "MUJOCO_GL=egl", "unset MUJOCO_GL")),
+        ("MUJOCO_GL", "1", ("without a display", "MUJOCO_GL=egl", "unset MUJOCO_GL")),
+        ("MUJOCO_GL", "egl", ("libegl1", "libgl1-mesa-dri", "unset MUJOCO_GL")),
+        ("MUJOCO_GL", "off", ("turns rendering off", "unset MUJOCO_GL")),
+    ],
+)
+def test_a_chosen_backend_that_cannot_render_is_named_with_what_is_missing(variable, chosen, words):
+    printed = run_python(
+        "import ctypes, envs\n"
+        "try:\n"
+        "    envs.make_dmc(size=16).reset()\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+        "else:\n"
+        "    print('renders')\n",
+        **{"__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent", "DISPLAY": ":77", "WAYLAND_DISPLAY": "", variable: chosen},
+    )
+    if "renders" in printed and chosen == "osmesa":
+        pytest.skip("this machine has OSMesa")
+    assert len(printed.splitlines()) == 1, printed
+    assert all(word in printed for word in (f"{variable}={chosen}", *words)), printed

@@ -211,6 +211,8 @@ def test_another_perceiver_is_refused(trained, tmp_path):
     ("changes", "message"),
     [
         ({"algorithm": "SACK"}, r"unknown algorithm 'SACK'; available are .*SAC.*TQC"),
+        ({"algorithm": "DQN"}, r"DQN takes discrete actions only, .* available are (?!.*DQN).*PPO.*SAC"),
+        ({"algorithm": "QRDQN"}, r"QRDQN takes discrete actions only, .* available are (?!.*DQN).*PPO.*SAC"),
         ({"total_frames": 0}, "total_frames must be 1 or more, got 0"),
         ({"num_envs": 0}, "num_envs must be 1 or more, got 0"),
         ({"task": "walker-fly"}, "walker-fly"),

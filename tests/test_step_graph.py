@@ -1,12 +1,15 @@
 """Steps by ONNX Runtime: the contexts of PyTorch, exported once, and clear words where that cannot be."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from global_state import untouched
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import tiny_model
 
@@ -31,7 +34,8 @@ def test_streaming_equals_offline(cache_directory, variant):
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (3, 40, 64, 64, 3), dtype=np.uint8)
     actions = random.normal(size=(3, 40, model.action_dim)).astype(np.float32) if model.action_dim else None
-    encoder = ContextEncoder(model, 3, backend="onnx")
+    with untouched():
+        encoder = ContextEncoder(model, 3, backend="onnx")
     steps = [encoder.push(video[:, t], None if actions is None else actions[:, t]) for t in range(40)]
     pixels = torch.from_numpy(video).permute(0, 1, 4, 2, 3)
     expected = model.extract_context(pixels, None if actions is None else torch.from_numpy(actions)).numpy()
@@ -78,9 +82,15 @@ def test_a_damaged_graph_is_made_anew(exported_model, cache_directory, monkeypat
     assert len(path.read_bytes()) == len(whole)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+@pytest.mark.parametrize("home", [True, False], ids=["not-a-directory", "no-home"])
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, home):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if home else "")
+    if not home:  # as for a user without an entry in /etc/passwd
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+        with pytest.raises(RuntimeError):
+            Path.home()
     tiny_model().save_pretrained(tmp_path / "model")
     encoder = ContextEncoder(tmp_path / "model", backend="onnx")
     assert encoder.push(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 32)

@@ -5,8 +5,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
+from moving_square import MovingSquare
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.monitor import Monitor
@@ -17,12 +19,15 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
 )
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from staggered_envs import LENGTHS, make_short, make_shorts
 from staggered_episodes import SEED, all_alone, assert_same_episodes, random_actions
 from tiny_models import tiny_model
 
 from agents import VecPerceiverContext
+from agents.vec_pca import VecFramePCA
 from envs import make_dmc
+from perceiver_obs.training.frame_pca import FramePCA
 
 ROWS = len(LENGTHS)
 
@@ -116,6 +121,31 @@ def test_what_it_refuses(frames):
     contexts = VecPerceiverContext(frames, model)
     with pytest.raises(TypeError, match=r"uint8.*float32"):
         VecPerceiverContext(contexts, model)
+
+
+class Forgetful(VecEnvWrapper):
+    """Gives no last observations, as environments that reset their rows in their own way."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            info.pop("terminal_observation", None)
+        return observations, rewards, dones, infos
+
+
+def test_a_missing_terminal_observation_is_named_with_its_row():
+    venv = Forgetful(DummyVecEnv([partial(MovingSquare, length=length) for length in (4, 2)]))
+    pca = FramePCA(*(torch.zeros(3 * 64 * 64 * 3, *more) for more in ((), (1,))), torch.ones(1), (64, 64, 3))
+    for features in (VecPerceiverContext(venv, tiny_model()), VecFramePCA(venv, pca)):
+        features.reset()
+        features.step(np.zeros((2, 1), np.float32))
+        with pytest.raises(
+            ValueError, match=r"environment 1 ended, but infos\[1\]\['terminal_observation'\].*DummyVecEnv"
+        ):
+            features.step(np.zeros((2, 1), np.float32))
 
 
 def test_rl_zoo_builds_it_from_its_vec_env_wrapper_key(frames, tmp_path):

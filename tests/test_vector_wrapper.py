@@ -11,6 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moving_square import MovingSquare
 from staggered_envs import LENGTHS, make_short, make_shorts
 from staggered_episodes import (
     SEED,
@@ -146,6 +147,36 @@ def with_brightness(make):
     image = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     space = spaces.Dict({"camera": image, "brightness": spaces.Box(0, 255, (1,), np.float32)})
     return TransformObservation(make(), lambda f: {"camera": f, "brightness": np.array([f.mean()], np.float32)}, space)
+
+
+def within(length):
+    """Frames in a dictionary within the observation."""
+    env = MovingSquare(length=length)
+    robot = {"camera": env.observation_space, "speed": spaces.Box(0, 255, (1,), np.float32)}
+    space = spaces.Dict({"robot": spaces.Dict(robot)})
+    return TransformObservation(
+        env, lambda f: {"robot": {"camera": f, "speed": np.array([f.argmax()], np.float32)}}, space
+    )
+
+
+@pytest.mark.parametrize("keep_pixels", [False, True])
+def test_frames_in_a_dictionary_within(keep_pixels):
+    model, mode = tiny_model(), AutoresetMode.SAME_STEP
+    makers = [partial(MovingSquare, length=length) for length in (2, 3)]
+    plain = PerceiverContextVectorWrapper(SyncVectorEnv(makers, autoreset_mode=mode), model)
+    dicts = SyncVectorEnv([partial(within, length) for length in (2, 3)], autoreset_mode=mode)
+    venv = PerceiverContextVectorWrapper(dicts, model, keep_pixels=keep_pixels)
+    assert set(venv.single_observation_space["robot"]) == {"speed"} | ({"camera"} if keep_pixels else set())
+    observations, contexts = venv.reset(seed=0)[0], plain.reset(seed=0)[0]
+    for action in np.full((2, 2, 1), 0.3, np.float32):
+        np.testing.assert_array_equal(observations["context"], contexts)
+        observations, _, _, truncations, infos = venv.step(action)
+        contexts, *_, plain_infos = plain.step(action)
+        assert observations in venv.observation_space
+    assert truncations.tolist() == [True, False]
+    final = infos["final_obs"][0]
+    assert final in venv.single_observation_space
+    np.testing.assert_array_equal(final["context"], plain_infos["final_obs"][0])
 
 
 @pytest.mark.parametrize("mode", MODES)

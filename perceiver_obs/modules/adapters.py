@@ -20,7 +20,7 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
     (Vaswani et al. 2017, arXiv:1706.03762, with a base that suits small grids).
     """
     quarter = math.ceil(channels / 4)
-    frequencies = 100 ** (-torch.arange(quarter, device=device) / quarter)
+    frequencies = 100 ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
     rows = torch.arange(height, device=device)[:, None, None].expand(height, width, 1) * frequencies
     columns = torch.arange(width, device=device)[None, :, None].expand(height, width, 1) * frequencies
     features = torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=-1)

@@ -2,9 +2,7 @@
 
 import copy
 import math
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.isolation import isolated
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
 from perceiver_obs.training.data import Recorded, RolloutClips
@@ -74,19 +73,23 @@ class Adaptation:
         known, self._groups = task_groups(self.datasets)
         # A task of which there are no rollouts has a scene of its own.
         self._online_group = known.index(task) if task in known else len(known)
-        with _own_randomness():
+        self._codes: WeakKeyDictionary[Recorded, Codes] = WeakKeyDictionary()
+        self._inputs = {"model": state_digest(model), "data": "+".join(d.fingerprint for d in self.datasets)}
+        with isolated(device=device):
             seed_step(settings.seed, 0, 0)
             outlines = make_outlines(self.model, settings, max([*self._groups, self._online_group]) + 1)
             self._objective = make_objective(self.model.predictor, settings, outlines, device).to(device)
-        self._optimizer = make_optimizer(self._objective, settings)
-        self._codes: WeakKeyDictionary[Recorded, Codes] = WeakKeyDictionary()
-        self._inputs = {"model": state_digest(model), "data": "+".join(d.fingerprint for d in self.datasets)}
-        if self.datasets:
-            training = [split_episodes(dataset, settings.held_out_fraction)[0] for dataset in self.datasets]
-            self._offline = RolloutClips(self.datasets, training, settings.clip_length)
-            self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
-            self._cache.fill(make_accelerator(replace(settings, device=device.type)))
-            self._objective.fit(self._offline, self._groups, settings.seed)
+            self._optimizer = make_optimizer(self._objective, settings)
+            if self.datasets:
+                self._fit(token_cache)
+
+    def _fit(self, token_cache: Path) -> None:
+        settings = self.settings
+        training = [split_episodes(dataset, settings.held_out_fraction)[0] for dataset in self.datasets]
+        self._offline = RolloutClips(self.datasets, training, settings.clip_length)
+        self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
+        self._cache.fill(make_accelerator(replace(settings, device=self.device.type)))
+        self._objective.fit(self._offline, self._groups, settings.seed)
 
     def learn(self, episodes: Sequence[Recorded], steps: int) -> dict[str, float]:
         """Takes `steps` gradient steps, and returns the mean of each objective over them.
@@ -105,7 +108,7 @@ class Adaptation:
                 "adapt less often, or in environments with longer episodes"
             )
         online = RolloutClips([episodes], [range(len(episodes))], self.settings.clip_length)
-        with _own_randomness():
+        with isolated(device=self.device):
             if self.steps == 0:
                 if self._online_group not in self._groups:
                     self._objective.fit(online, [self._online_group], self.settings.seed)
@@ -210,14 +213,3 @@ def training_settings(model_directory: Path) -> TrainPredictorSettings | None:
         return TrainPredictorSettings(**{**values, **lists})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold settings of train-predictor: {error}") from error
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Leaves torch's and Python's generators as they were."""
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(state)

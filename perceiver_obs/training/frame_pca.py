@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envs.rollouts import Episode
 from perceiver_obs.files import write_atomic
+from perceiver_obs.isolation import isolated
 
 STACKED_FRAMES = 3
 PCA_FILE = "pca.safetensors"
@@ -47,9 +48,9 @@ class FramePCA:
         chosen = [frames[place] for place in random.permutation(len(frames))[:PCA_SAMPLES]]
         sample = _flatten(np.stack([stack_frames(episodes[e].pixels, [time])[0] for e, time in chosen]))
         mean = sample.mean(0)
-        torch.manual_seed(seed)
         rank = min(num_components + OVERSAMPLING, *sample.shape)
-        components = torch.pca_lowrank(sample - mean, rank, center=False, niter=4)[2][:, :num_components]
+        with isolated(seed):
+            components = torch.pca_lowrank(sample - mean, rank, center=False, niter=4)[2][:, :num_components]
         deviation = ((sample - mean) @ components).std(0)
         scale = deviation.clamp_min(SMALLEST_SCALE * float(deviation.max()))
         return cls(mean, components, scale, episodes[0].pixels.shape[1:])

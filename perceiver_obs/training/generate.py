@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from envs.rollouts import Episode, RolloutDataset
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
+from perceiver_obs.isolation import isolated
 from perceiver_obs.training import pictures
 from perceiver_obs.training.data import leading_actions
 from perceiver_obs.training.evaluation import to_uint8
@@ -82,17 +83,17 @@ def generate(settings: GenerateSettings) -> NDArray[np.uint8]:
     if model.action_dim is not None:
         led = leading_actions(episode.actions, model.action_dim)[settings.start :][:length]
         actions = torch.from_numpy(led)[None].to(device)
-    torch.manual_seed(settings.seed)
-    future = model.generate(
-        seen,
-        settings.num_frames,
-        mode=settings.mode,
-        actions=actions,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        steps=settings.steps,
-    )
+    with isolated(settings.seed, device):
+        future = model.generate(
+            seen,
+            settings.num_frames,
+            mode=settings.mode,
+            actions=actions,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            steps=settings.steps,
+        )
     predicted = to_uint8(future[0])
     _write(settings, happened, predicted)
     return predicted

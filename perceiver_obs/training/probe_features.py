@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from envs.rollouts import Episode
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.isolation import isolated
 from perceiver_obs.training.data import Recorded, leading_actions
 from perceiver_obs.training.frame_pca import FramePCA, stack_frames
 
@@ -78,5 +79,5 @@ def pca_features(training: Sequence[Episode], num_components: int, seed: int) ->
 
 def random_model(model: CausalPerceiverIO, seed: int) -> CausalPerceiverIO:
     """A model of the same shape whose weights were never trained."""
-    torch.manual_seed(seed)
-    return type(model)(**model.config()).eval()
+    with isolated(seed):
+        return type(model)(**model.config()).eval()

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from perceiver_obs.isolation import isolated
+
 Array = NDArray[np.float64]
 RIDGE_PENALTIES = np.logspace(-6, 2, 17)
 MLP_WIDTH = 256
@@ -70,28 +72,28 @@ def mlp(
 
     x, y = tensors(standard_x(features), standard_y(states))
     validation_x, validation_y = tensors(standard_x(validation_features), standard_y(validation_states))
-    torch.manual_seed(seed)
-    network = nn.Sequential(
-        nn.Linear(x.shape[1], MLP_WIDTH),
-        nn.GELU(),
-        nn.Linear(MLP_WIDTH, MLP_WIDTH),
-        nn.GELU(),
-        nn.Linear(MLP_WIDTH, y.shape[1]),
-    )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, MLP_EPOCHS)
-    best_error, best_weights = float("inf"), network.state_dict()
-    for _ in range(MLP_EPOCHS):
-        for rows in torch.randperm(len(x)).split(MLP_BATCH):
-            optimizer.zero_grad()
-            (network(x[rows]) - y[rows]).square().mean().backward()
-            optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            error = float((network(validation_x) - validation_y).square().mean())
-        if error < best_error:
-            best_error = error
-            best_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with isolated(seed):
+        network = nn.Sequential(
+            nn.Linear(x.shape[1], MLP_WIDTH),
+            nn.GELU(),
+            nn.Linear(MLP_WIDTH, MLP_WIDTH),
+            nn.GELU(),
+            nn.Linear(MLP_WIDTH, y.shape[1]),
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, MLP_EPOCHS)
+        best_error, best_weights = float("inf"), network.state_dict()
+        for _ in range(MLP_EPOCHS):
+            for rows in torch.randperm(len(x)).split(MLP_BATCH):
+                optimizer.zero_grad()
+                (network(x[rows]) - y[rows]).square().mean().backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                error = float((network(validation_x) - validation_y).square().mean())
+            if error < best_error:
+                best_error = error
+                best_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(best_weights)
     with torch.no_grad():
         outputs = [network(tensors(standard_x(each))[0]).numpy().astype(np.float64) for each in test]

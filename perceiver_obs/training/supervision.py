@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.isolation import isolated
 from perceiver_obs.training.data import RolloutClips
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
 from perceiver_obs.training.probe_episodes import EpisodeList, ProbeTask
@@ -67,10 +68,11 @@ def supervised_model(model: CausalPerceiverIO, task: ProbeTask, settings: RunSet
 
     The run lies in a directory of its own for each model and data, within `settings.out`.
     """
-    stage = Supervision(model, task, settings)
-    key = hashlib.sha256(repr((stage.inputs, settings.steps, settings.seed)).encode()).hexdigest()[:12]
-    run = RunDirectory(Path(settings.out) / key, settings)
-    train(stage, settings, run, make_accelerator(settings))
+    with isolated(device=settings.device):
+        stage = Supervision(model, task, settings)
+        key = hashlib.sha256(repr((stage.inputs, settings.steps, settings.seed)).encode()).hexdigest()[:12]
+        run = RunDirectory(Path(settings.out) / key, settings)
+        train(stage, settings, run, make_accelerator(settings))
     return stage.model.cpu().eval().requires_grad_(False)
 
 

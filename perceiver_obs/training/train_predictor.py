@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.tokenizer import VQPTTokenizer
@@ -125,6 +126,11 @@ def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     Returns the model. Raises FileNotFoundError or ValueError if data, tokenizer, settings or checkpoint do not
     fit, OSError on a full disk.
     """
+    with isolated(device=settings.device):
+        return _train(settings)
+
+
+def _train(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     accelerator = make_accelerator(settings)
     run = RunDirectory(settings.out, settings)
     stage = PredictorStage(settings, run, accelerator)
@@ -219,7 +225,7 @@ class PredictorStage(Stage):
         settings = self.settings
         # A model of several tasks may read larger actions than those of this data.
         action_dim = max(self.clips.action_dim, (begun and begun.action_dim) or 0)
-        torch.manual_seed(settings.seed)
+        seed_generators(settings.seed)
         model = CausalPerceiverIO.from_tokenizer(
             tokenizer,
             video_shape=(settings.sequence_length, contract["channels"], contract["size"], contract["size"]),

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.data import RolloutClips
 from perceiver_obs.training.data_record import write_data_record
@@ -75,6 +76,11 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
 
     Raises FileNotFoundError or ValueError if data, settings or checkpoint do not fit, OSError on a full disk.
     """
+    with isolated(device=settings.device):
+        return _train(settings)
+
+
+def _train(settings: TrainTokenizerSettings) -> VQPTTokenizer:
     accelerator = make_accelerator(settings)
     run = RunDirectory(settings.out, settings)
     stage = TokenizerStage(settings)
@@ -123,7 +129,7 @@ class TokenizerStage(Stage):
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
         self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
-        torch.manual_seed(settings.seed)
+        seed_generators(settings.seed)
         self.tokenizer = VQPTTokenizer(
             in_channels=datasets[0].meta["frame_contract"]["channels"],
             code_dim=settings.code_dim,

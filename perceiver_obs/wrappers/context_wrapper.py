@@ -31,7 +31,8 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
         backend: `"torch"`, or `"onnx"`, about three times as fast on a CPU; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
-        pixels_key: the key of the frame in a `Dict` observation that has several images.
+        pixels_key: the key of the frame in a `Dict` observation that has several images; `"robot/camera"` is the
+            frame `"camera"` in a `Dict` `"robot"`.
 
     Raises:
         TypeError, ValueError: the frames are not what the model reads (size, channels, layout, dtype), or the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class ObservationLayout:
     """
 
     source: spaces.Space
-    frame_key: str | None  # the frame's key in a Dict observation, None where the frame is the observation
+    frame_path: tuple[str, ...]  # the keys to the frame in a Dict observation, none where it is the observation
     kept_key: str | None  # the key the frame is kept under, None where it is dropped
     channels_first: bool
 
@@ -39,10 +39,10 @@ class ObservationLayout:
         """Finds the frame in an environment's (single) observation space and checks that it fits the model.
 
         Args:
-            space: a `Box` of frames, or a `Dict` with one entry of frames.
+            space: a `Box` of frames, or a `Dict` with one entry of frames, itself or in a `Dict` within it.
             frame_shape: `(H, W, C)` that the model reads.
-            pixels_key: the frame's key in a `Dict` with several images. For a plain `Box` of frames, the key
-                they are kept under (`"pixels"` when None).
+            pixels_key: the frame's key in a `Dict` with several images, `"robot/camera"` where it lies in a `Dict`
+                within. For a plain `Box` of frames, the key they are kept under (`"pixels"` when None).
             keep_pixels: whether observations keep the frame beside the context.
             accept_channels_first: also take `(C, H, W)`, as Stable-Baselines3 lays images out.
 
@@ -52,27 +52,31 @@ class ObservationLayout:
                 `Dict` already has an entry named `"context"`.
         """
         if isinstance(space, spaces.Dict):
+            entries = {"/".join(path): (path, entry) for path, entry in _entries(space)}
             key = pixels_key if pixels_key is not None else _only_image_key(space)
-            if key not in space.spaces:
-                raise ValueError(f"pixels_key={key!r} is not in the observation; it has {list(space.spaces)}")
-            if CONTEXT_KEY in space.spaces and not (key == CONTEXT_KEY and not keep_pixels):
+            if key not in entries:
+                raise ValueError(f"pixels_key={key!r} is not in the observation; it has {list(entries)}")
+            path, frame_space = entries[key]
+            if CONTEXT_KEY in space.spaces and not (path == (CONTEXT_KEY,) and not keep_pixels):
                 raise ValueError(
                     f"the observation already has an entry named {CONTEXT_KEY!r} ({list(space.spaces)}); "
                     "rename it, since the wrapper puts the context there"
                 )
-            channels_first = _check_frame_space(space[key], frame_shape, f"observation[{key!r}]", accept_channels_first)
-            return cls(space, key, key if keep_pixels else None, channels_first)
+            channels_first = _check_frame_space(
+                frame_space, frame_shape, f"observation[{key!r}]", accept_channels_first
+            )
+            return cls(space, path, key if keep_pixels else None, channels_first)
         channels_first = _check_frame_space(space, frame_shape, "the observation", accept_channels_first)
         kept_key = pixels_key if pixels_key is not None else PIXELS_KEY
         if keep_pixels and kept_key == CONTEXT_KEY:
             raise ValueError(f"pixels_key={kept_key!r} is the context's own key; choose another for the frames")
-        return cls(space, None, kept_key if keep_pixels else None, channels_first)
+        return cls(space, (), kept_key if keep_pixels else None, channels_first)
 
     def space(self, context_dim: int) -> spaces.Box | spaces.Dict:
         """The observation space with a context of `context_dim` floats in the frame's place."""
         context = spaces.Box(-np.inf, np.inf, (context_dim,), np.float32)
         if isinstance(self.source, spaces.Dict):
-            rest = {key: space for key, space in self.source.spaces.items() if self._stays(key)}
+            rest = self.source if self.kept_key is not None else _without(self.source, self.frame_path, spaces.Dict)
             return spaces.Dict({**rest, CONTEXT_KEY: context})
         if self.kept_key is None:
             return context
@@ -80,7 +84,9 @@ class ObservationLayout:
 
     def frames(self, observations: Any) -> np.ndarray:
         """The frames of one observation, `[H, W, C]`, or of a batch, `[N, H, W, C]`; C-contiguous."""
-        frames = np.asarray(observations if self.frame_key is None else observations[self.frame_key])
+        for key in self.frame_path:
+            observations = observations[key]
+        frames = np.asarray(observations)
         if self.channels_first:
             frames = np.moveaxis(frames, -3, -1)
         return np.ascontiguousarray(frames)
@@ -90,25 +96,48 @@ class ObservationLayout:
 
         Kept frames are copies: an environment may draw the next frame into the same memory.
         """
-        if isinstance(observations, Mapping):
-            rest = {key: value for key, value in observations.items() if self._stays(key)}
-            if self.kept_key is not None:
-                rest[self.kept_key] = np.array(rest[self.kept_key])
+        if self.frame_path:
+            rest = (
+                _with_own_frame(observations, self.frame_path)
+                if self.kept_key is not None
+                else (_without(observations, self.frame_path, dict))
+            )
             return {**rest, CONTEXT_KEY: contexts}
         if self.kept_key is None:
             return contexts
         return {CONTEXT_KEY: contexts, self.kept_key: np.array(observations)}
 
-    def _stays(self, key: str) -> bool:
-        return key != self.frame_key or self.kept_key is not None
+
+def _entries(space: spaces.Dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
+    """Paths and spaces of all entries that are no `Dict` themselves."""
+    for key, entry in space.spaces.items():
+        if isinstance(entry, spaces.Dict):
+            yield from _entries(entry, (*above, key))
+        else:
+            yield (*above, key), entry
+
+
+def _without(entries: Mapping, path: Sequence[str], make: Callable[[dict], Any]) -> Any:
+    """Nested entries but the one at `path`, and but the dictionaries that this leaves empty."""
+    rest = {key: entry for key, entry in entries.items() if key != path[0]}
+    if len(path) > 1 and (inner := _without(entries[path[0]], path[1:], make)):
+        rest[path[0]] = inner
+    return make(rest)
+
+
+def _with_own_frame(entries: Any, path: Sequence[str]) -> Any:
+    """Nested entries with a copy of the frame at `path`."""
+    if not path:
+        return np.array(entries)
+    return {**entries, path[0]: _with_own_frame(entries[path[0]], path[1:])}
 
 
 def _only_image_key(space: spaces.Dict) -> str:
-    images = [key for key, entry in space.spaces.items() if _is_image(entry)]
+    images = ["/".join(path) for path, entry in _entries(space) if _is_image(entry)]
     if len(images) != 1:
         raise ValueError(
             "expected exactly one uint8 image of three axes in the Dict observation, found "
-            f"{images or 'none'} among {list(space.spaces)}; say which one with pixels_key"
+            f"{images or 'none'} among {['/'.join(path) for path, _ in _entries(space)]}; say which one with pixels_key"
         )
     return images[0]
 

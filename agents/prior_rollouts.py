@@ -13,9 +13,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from agents.adaptable import check_adaptable, replay_buffer
 from agents.vec_context import VecPerceiverContext
 from envs.rollouts import Episode, RolloutDataset, one_each
+from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.training.probe_features import contexts_of_alike
-
-MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
 
 
 def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
@@ -111,12 +110,11 @@ def _transitions(episode: Episode, venv: VecPerceiverContext) -> tuple[np.ndarra
 
 
 def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
-    there = dataset.meta["frame_contract"]
-    here = venv.get_attr("frame_contract", 0)[0] if venv.has_attr("frame_contract") else {}
-    here = {**here, "size": venv.encoder.frame_shape[0]}
-    for name in MUST_AGREE:
-        if None not in (there.get(name), here.get(name)) and there[name] != here[name]:
-            raise ValueError(f"{dataset.path} has {name}={there[name]!r}, the environment {here[name]!r}")
+    size, _, channels = venv.encoder.frame_shape
+    for contract in venv.frame_contracts:
+        shown = replace(contract or FrameContract(), size=size, channels=channels)
+        if differences := shown.differences(dataset.frame_contract, "the environment shows"):
+            raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
     shape = (dataset.meta["action_size"],)
     if venv.action_space.shape != shape:
         raise ValueError(f"{dataset.path} has actions of shape {shape}, the environment {venv.action_space.shape}")

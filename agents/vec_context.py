@@ -9,8 +9,8 @@ import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
+from perceiver_obs.frame_contract import Stated, warn_of_unfamiliar_frames
 from perceiver_obs.wrappers.action_layout import ActionLayout
-from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 
@@ -19,6 +19,7 @@ class FramesSeen:
     """What the contexts of one `reset` or `step` were made from.
 
     Attributes:
+        number: how many calls of `reset` and `step` there had been, this one included.
         frames: uint8 `[N, H, W, C]`, the newest frame of each row.
         began: bool `[N]`, the rows whose episode begins with that frame.
         actions: float32 `[N, A]`, the actions just taken; None after a reset, and where the model is given none.
@@ -26,6 +27,7 @@ class FramesSeen:
         rewards: float `[N]`, of the step; None after a reset.
     """
 
+    number: int
     frames: np.ndarray
     began: np.ndarray
     actions: np.ndarray | None = None
@@ -43,7 +45,7 @@ class VecPerceiverContext(VecEnvWrapper):
     Args:
         venv: a vector environment of uint8 frames, `(H, W, C)` or, below a `VecTransposeImage`, `(C, H, W)`,
             alone or as one entry of a `Dict`.
-        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`.
+        model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
         backend: `"torch"` or `"onnx"`; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
@@ -52,6 +54,7 @@ class VecPerceiverContext(VecEnvWrapper):
     Attributes:
         encoder: makes the contexts.
         action_size: numbers of the actions that the encoder is given, 0 where it is given none.
+        frame_contracts: how each row's frames are made, None where it does not say.
         seen: what the last contexts were made from, None before the first reset. Its arrays are not copied: the
             next step may write into them.
 
@@ -87,18 +90,19 @@ class VecPerceiverContext(VecEnvWrapper):
             accept_channels_first=True,
         )
         self._action_layout = ActionLayout(venv.action_space, self.encoder.action_dim)
-        if venv.has_attr("frame_contract"):
-            warn_if_frames_differ(venv.get_attr("frame_contract", 0)[0], self.encoder.model.frame_contract)
+        self.frame_contracts = warn_of_unfamiliar_frames(_stated_contracts(venv), self.encoder.model)
         self.action_size = self._action_layout.size or 0
         self.seen: FramesSeen | None = None
         self._actions: np.ndarray | None = None
-        super().__init__(venv, observation_space=self._layout.space(self.encoder.context_dim))
+        self._calls = 0
+        super().__init__(venv, observation_space=self._layout.space(self.encoder.context_space))
 
     def reset(self) -> Any:
         """Begins new episodes in all rows; contexts float32 `[N, D]`."""
         observations = self.venv.reset()
         self.encoder.reset()
-        self.seen = FramesSeen(self._layout.frames(observations), np.ones(self.num_envs, bool))
+        self._calls += 1
+        self.seen = FramesSeen(self._calls, self._layout.frames(observations), np.ones(self.num_envs, bool))
         return self._layout.replace(observations, self.encoder.push(self.seen.frames))
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -116,7 +120,8 @@ class VecPerceiverContext(VecEnvWrapper):
             self.encoder.reset(rows)
         frames = self._layout.frames(observations)
         contexts = self.encoder.push(frames, self._actions)
-        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, rewards)
+        self._calls += 1
+        self.seen = FramesSeen(self._calls, frames, np.array(dones, bool), self._actions, final_frames, rewards)
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
     def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:
@@ -124,3 +129,12 @@ class VecPerceiverContext(VecEnvWrapper):
         for row, context in zip(rows, contexts, strict=True):
             final = infos[row]["terminal_observation"]
             infos[row]["terminal_observation"] = self._layout.replace(final, context.copy())
+
+
+def _stated_contracts(venv: VecEnv) -> list[Stated | None]:
+    """The frame contract of each row, None where it states none."""
+    try:
+        states = venv.env_method("has_wrapper_attr", "frame_contract")
+    except (AttributeError, NotImplementedError):  # not made of Gymnasium environments
+        return [None] * venv.num_envs
+    return [venv.get_attr("frame_contract", row)[0] if there else None for row, there in enumerate(states)]

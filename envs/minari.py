@@ -19,6 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs.episode import Episode
 from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
+from perceiver_obs.frame_contract import check_pixel_range
 
 _OURS = "rollouts"  # the key of our metadata within Minari's
 
@@ -45,7 +46,7 @@ def export_minari(
     minari = _import_minari()
     if not isinstance(dataset, RolloutDataset):
         dataset = RolloutDataset(dataset)
-    size = dataset.meta["frame_contract"]["size"]
+    _, size, _ = dataset.frame_contract.frame_shape
     policies = sorted({episode.policy.partition("(")[0] for episode in dataset})
     with _datasets_at(root), warnings.catch_warnings():
         # Minari warns of every piece of metadata that it is not given.
@@ -136,6 +137,10 @@ def _describe(source: Any) -> dict[str, Any]:
         raise RolloutError(f"expected square RGB frames as observations, got {source.observation_space}")
     if source.observation_space.dtype != np.uint8:
         raise RolloutError(f"expected frames of dtype uint8, got {source.observation_space.dtype}")
+    try:
+        check_pixel_range(source.observation_space, f"observations of {source.id}")
+    except ValueError as error:
+        raise RolloutError(str(error)) from None
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise RolloutError(f"expected actions that are vectors, got {action_space}")
     spec = source.env_spec

@@ -77,9 +77,7 @@ class ContextEncoder:
         """
         if model.config() != self.model.config():
             raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
-        frozen = frozen_model(model, self.device)
-        self.context_space = ContextSpace(frozen.context_dim, fingerprint="")
-        self._take(frozen, keep_graph=False)
+        self._take(frozen_model(model, self.device), keep_graph=False)
 
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""

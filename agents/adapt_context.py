@@ -134,7 +134,8 @@ class AdaptContext(BaseCallback):
     @property
     def frames(self) -> FrameBudget:
         """Offline frames of `data` and `prior_data`, and online frames so far. Training must have started."""
-        repeats = [_action_repeat(contract) for contract in self._contracts()]
+        # Of a row that does not say, a step counts once, as in offline frames.
+        repeats = [int(contract.only("action_repeat") or 1) for contract in self._contracts()]
         datasets = one_each([*self._adaptation.datasets, *self._prior_datasets])
         offline = offline_frames(describe_datasets(datasets))
         return FrameBudget(offline.control_steps, round(self.num_timesteps * mean(repeats)))
@@ -265,9 +266,3 @@ class AdaptContext(BaseCallback):
         assert self._venv is not None
         self._venv.encoder.reset()
         self.model._last_obs = catch_up(self._venv.encoder, [episodes[-1] for episodes in self._kept.rows()])
-
-
-def _action_repeat(contract: FrameContract) -> int:
-    """That of an environment's frames, 1 where it does not say."""
-    known = [variant.action_repeat for variant in contract.variants if isinstance(variant.action_repeat, int)]
-    return known[0] if known else 1

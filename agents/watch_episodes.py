@@ -37,7 +37,7 @@ def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset:
     record = find_record(settings.policy)
     if record is not None and record.settings["task"] != settings.task:
         raise ValueError(f"the policy {settings.policy} was trained on {record.settings['task']}, not {settings.task}")
-    known = [vars(settings), record.settings if record else {}]
+    known = [vars(settings), record.frame_settings if record else {}]
     known += [{} if dataset is None else dataset.frame_contract.to_json()]
     known += [vars(FrameContract.of(model.frame_contract).commonest(settings.task))]
     given = {name: [source[name] for source in known if source.get(name) is not None] for name in SETTINGS}

@@ -118,6 +118,11 @@ class FrameContract:
             raise ValueError("the frame contract does not say how large frames are")
         return (3 if self.channels is None else self.channels, self.size, self.size)
 
+    def only(self, setting: str) -> Setting:
+        """The one value of a setting, None where it is unknown or there are several."""
+        values = {getattr(variant, setting) for variant in self.variants}
+        return values.pop() if len(values) == 1 else None
+
     def counted(self, frames: int) -> FrameContract:
         """The same of so many frames, in equal parts."""
         share = frames // max(1, len(self.variants))

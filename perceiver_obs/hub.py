@@ -24,6 +24,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 BESIDE = ("data.json", "settings.json")  # what a model was trained on, and how
 HUB = "hf://"
 _HUB_NAME = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+_EXPECTED = f"a model is a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
 
@@ -111,8 +112,7 @@ def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the name is malformed, a revision is asked of what is not at the hub, or the directory holds no
-            model.
+        ValueError: the name is malformed or that of a file, or a revision is asked of what is not at the hub.
     """
     if isinstance(name, str) and name.startswith(HUB):
         return _download(name, revision)
@@ -126,8 +126,8 @@ def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
         return bundled[name]
     if not str(name) or not Path(name).exists():
         raise FileNotFoundError(_missing(name, sorted(bundled)))
-    if not (Path(name) / CONFIG_FILE).is_file():
-        raise ValueError(_no_model(Path(name)))
+    if not Path(name).is_dir():
+        raise ValueError(f"{name} is a file; {_EXPECTED}")
     return Path(name)
 
 
@@ -156,10 +156,7 @@ def _missing(name: str | Path, bundled: list[str]) -> str:
 
 
 def _no_model(path: Path) -> str:
-    """Why a path that exists is no model, and what the way out may be."""
-    expected = f"a model is a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
-    if not path.is_dir():
-        return f"{path} is a file; {expected}"
+    """Why a directory is no model, and what the way out may be."""
     inside = sorted(entry.name for entry in path.iterdir())
     models = sorted(str(config.parent) for pattern in ("*", "*/*") for config in path.glob(f"{pattern}/{CONFIG_FILE}"))
     if models:
@@ -167,14 +164,14 @@ def _no_model(path: Path) -> str:
     if "settings.json" in inside or "checkpoint.safetensors" in inside:
         return f"{path} holds no {CONFIG_FILE}: its training has not finished; run the same command again to go on"
     what = f"{', '.join(inside[:5])}{' …' if len(inside) > 5 else ''}" if inside else "nothing"
-    return f"{path} holds no {CONFIG_FILE}, but {what}; {expected}"
+    return f"{path} holds no {CONFIG_FILE}, but {what}; {_EXPECTED}"
 
 
 def _read_config(path: Path, class_name: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} holds no {path.name}: not a saved model") from error
+        raise ValueError(_no_model(path.parent)) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.adaptable import check_adaptable, context_env, replay_buffer
+from agents.adaptable import check_adaptable, context_env, renew_fingerprints, replay_buffer
 from agents.kept_episodes import KEPT_FILE, KeptEpisodes
 from agents.prior_rollouts import fill, prior_episodes
 from agents.replay_contexts import catch_up, find_spans, reencode_buffer
@@ -17,6 +18,7 @@ from agents.vec_context import FramesSeen, VecPerceiverContext
 from envs.arguments import whole_number
 from envs.rollouts import RolloutDataset, one_each
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.training.adaptation import Adaptation
 from perceiver_obs.training.data_record import describe_datasets, offline_frames
 from perceiver_obs.training.train_predictor import TrainPredictorSettings
@@ -43,6 +45,9 @@ class AdaptContext(BaseCallback):
     rollouts. Then it takes the place of the one in the environment, mid-episode, and all observations in the replay
     buffer become the contexts that it gives. The tokenizer and the statistics that contexts are centred by stay as
     they were.
+
+    The fingerprint in the observation spaces follows: a policy that is saved names the Perceiver as it is then, and SB3
+    refuses to load it on another. So save that too, by `callback.perceiver.save_pretrained(directory)`.
 
     All frames are kept in memory as uint8: H·W·C bytes a frame, 12 kB at 64×64 (0.6 GB for 50,000 agent steps),
     and once trained on, their code vectors beside them (2·h·w·code_dim bytes).
@@ -73,7 +78,7 @@ class AdaptContext(BaseCallback):
 
     Raises:
         ValueError: an argument is out of range; or, when training starts, environments, algorithms or rollouts are
-            such that it does not work with them.
+            such that it does not work with them; or something else steps or resets the training environment.
 
     Example:
         >>> from stable_baselines3 import SAC
@@ -129,10 +134,11 @@ class AdaptContext(BaseCallback):
     @property
     def frames(self) -> FrameBudget:
         """Offline frames of `data` and `prior_data`, and online frames so far. Training must have started."""
-        repeat = self._contract().get("action_repeat") or 1
+        # Of a row that does not say, a step counts once, as in offline frames.
+        repeats = [int(contract.only("action_repeat") or 1) for contract in self._contracts()]
         datasets = one_each([*self._adaptation.datasets, *self._prior_datasets])
         offline = offline_frames(describe_datasets(datasets))
-        return FrameBudget(offline.control_steps, self.num_timesteps * repeat)
+        return FrameBudget(offline.control_steps, round(self.num_timesteps * mean(repeats)))
 
     @property
     def gradient_steps(self) -> int:
@@ -162,10 +168,11 @@ class AdaptContext(BaseCallback):
         seen = venv.seen
         assert seen is not None  # `learn` resets the environment before its first step
         if seen is not self._last_seen:
-            if not seen.began.all():
+            if seen.rewards is not None:
                 raise ValueError("the environment took steps that AdaptContext has not seen: reset it before `learn`")
             self._kept.begin(seen)
             self._last_seen = seen
+            self._catch_up()  # where somebody else has reset the environment, the algorithm holds an old observation
         if self._resume_from is not None:
             self._resume_from = None
             self._install()
@@ -176,12 +183,14 @@ class AdaptContext(BaseCallback):
         assert self._venv is not None
         seen = self._venv.seen
         assert seen is not None
+        self._check_all_seen(steps=1)
         self._kept.add(seen)
         self._last_seen = seen
         return True
 
     def _on_rollout_end(self) -> None:
         """Adapts here: the transition of the last step is in the buffer only now."""
+        self._check_all_seen(steps=0)
         due = self.num_timesteps // self._every > self._adapted_at // self._every
         if due and self.num_timesteps < self.locals["total_timesteps"]:
             self._adapt()
@@ -193,7 +202,7 @@ class AdaptContext(BaseCallback):
             venv.encoder.model,
             self._data,
             self._settings(venv.encoder.model),
-            "+".join(self._contract()["tasks"]) if self._contract().get("tasks") else None,
+            "+".join(FrameContract.join(self._contracts()).tasks) or None,
             self._online_share,
             self._token_cache,
             venv.encoder.device,
@@ -216,9 +225,21 @@ class AdaptContext(BaseCallback):
             training = TrainPredictorSettings(outline_weight=1.0, clip_length=length)
         return replace(training, batch_size=self._batch_size, learning_rate=self._learning_rate, seed=self._seed)
 
-    def _contract(self) -> dict:
+    def _contracts(self) -> list[FrameContract]:
         assert self._venv is not None
-        return self._venv.get_attr("frame_contract", 0)[0] if self._venv.has_attr("frame_contract") else {}
+        return [contract or FrameContract() for contract in self._venv.frame_contracts]
+
+    def _check_all_seen(self, steps: int) -> None:
+        """Raises ValueError unless the environment took so many steps since the last that was kept, and no reset."""
+        assert self._venv is not None
+        assert self._venv.seen is not None
+        assert self._last_seen is not None
+        others = self._venv.seen.number - self._last_seen.number - steps
+        if others:
+            raise ValueError(
+                f"the training environment was stepped or reset {others} times by something else than the training, "
+                "such as an EvalCallback: give that an environment of its own, and name it in AdaptContext's followers"
+            )
 
     def _adapt(self) -> None:
         rows = self._kept.rows()
@@ -238,4 +259,10 @@ class AdaptContext(BaseCallback):
         assert self._venv is not None
         for venv in (self._venv, *self._followers):
             venv.encoder.adopt(self._adaptation.model)
+        renew_fingerprints(self.model, self._venv.encoder.fingerprint)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        assert self._venv is not None
+        self._venv.encoder.reset()
         self.model._last_obs = catch_up(self._venv.encoder, [episodes[-1] for episodes in self._kept.rows()])

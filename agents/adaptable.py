@@ -9,6 +9,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper, VecMonitor
 
 from agents.vec_context import VecPerceiverContext
+from perceiver_obs.context_space import ContextSpace
 
 
 def context_env(venv: VecEnv, user: str = "AdaptContext") -> VecPerceiverContext:
@@ -49,3 +50,18 @@ def replay_buffer(model: BaseAlgorithm) -> ReplayBuffer:
     assert isinstance(model, OffPolicyAlgorithm)
     assert model.replay_buffer is not None  # there since the algorithm was made
     return model.replay_buffer
+
+
+def renew_fingerprints(model: BaseAlgorithm, fingerprint: str) -> None:
+    """Says in all observation spaces of an algorithm and its environment which Perceiver makes the contexts now.
+
+    An algorithm shares the environment's space, unless it was loaded from a file.
+    """
+    holders: list[object] = [model, *model.policy.modules(), replay_buffer(model)]
+    venv = model.get_env()
+    while venv is not None:
+        holders.append(venv)
+        venv = venv.venv if isinstance(venv, VecEnvWrapper) else None
+    for holder in holders:
+        if isinstance(space := getattr(holder, "observation_space", None), ContextSpace):
+            space.fingerprint = fingerprint

@@ -36,7 +36,7 @@ class BenchmarkSettings(Protocol):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds to run. The first comes first on all tasks and methods."""
     model: str = "dmc-small"
-    """Perceiver that is compared: bundled name, directory or hub id."""
+    """Perceiver that is compared: bundled name, directory, or "hf://owner/name" of the hub."""
     data: tuple[str, ...] = ()
     """Rollout directories that "pca" is fitted on, that scale the contexts of "random" and that "adapted" mixes in.
     Frames of other tasks or other rendering are left aside. None named: some are collected."""

@@ -14,6 +14,7 @@ from envs.rollouts import RolloutDataset
 from envs.tasks import PLANET_ACTION_REPEAT, split_task
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
+from perceiver_obs.frame_contract import FrameContract, Variant
 from perceiver_obs.training.data_record import describe_datasets, read_data_record, write_data_record
 from perceiver_obs.training.frame_pca import FramePCA
 from perceiver_obs.training.probe_features import context_features, random_model
@@ -21,7 +22,6 @@ from perceiver_obs.training.probe_features import context_features, random_model
 COLLECTED_EPISODES, COLLECTED_STEPS = 60, 125
 STATISTICS_EPISODES = 16
 SMALLEST_DEVIATION = 1e-4  # of a random network's contexts; below are rounding errors
-FRAMES = {"size": 64, "camera": 0, "render_quality": "smooth"}  # 0 is the customary camera of all six tasks
 
 
 class BenchmarkFeatures:
@@ -112,11 +112,13 @@ class BenchmarkFeatures:
 
     def given_rollouts(self, task: str) -> list[RolloutDataset]:
         """Those of the rollouts given that show a task as in the protocol; ValueError if some were, but none such."""
-        wanted = {"tasks": [task], "action_repeat": PLANET_ACTION_REPEAT[split_task(task)[0]], **FRAMES}
-        fitting = [each for each in self._given if wanted.items() <= each.meta["frame_contract"].items()]
+        # Camera 0 is the customary one of all six tasks.
+        shown = Variant(task, PLANET_ACTION_REPEAT[split_task(task)[0]], camera=0, render_quality="smooth")
+        wanted = FrameContract(64, 3, (shown,))
+        fitting = [each for each in self._given if not wanted.differences(each.frame_contract)]
         if self._given and not fitting:
             raise ValueError(
-                f"none of the {len(self._given)} datasets holds frames of the protocol ({wanted}); "
+                f"none of the {len(self._given)} datasets holds frames of the protocol ({wanted.to_json()}); "
                 "give one, or none at all to have rollouts collected"
             )
         return fitting

@@ -16,6 +16,8 @@ from agents.fingerprint import check_fingerprint
 from agents.frozen_perceiver import FrozenPerceiver
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.context_encoder import ModelLike
+from perceiver_obs.frame_contract import check_pixel_range
+from perceiver_obs.hub import directory_name
 
 Layout = Literal["HWC", "CHW"]
 
@@ -38,8 +40,8 @@ class PerceiverFeaturesExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: `Box` of uint8, `(H, W, n·C)` or `(n·C, H, W)` for n frames of the model's size.
-        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`. SB3 pickles `policy_kwargs`
-            into its zip files, so a string keeps those small.
+        model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`. SB3
+            pickles `policy_kwargs` into its zip files, so a string keeps those small.
         trainable: whether gradients reach the Perceiver.
         layout: `"HWC"` or `"CHW"`, for the sizes where the shape alone does not tell.
 
@@ -56,7 +58,7 @@ class PerceiverFeaturesExtractor(BaseFeaturesExtractor):
         *,
         layout: Layout | None = None,
     ) -> None:
-        frozen = FrozenPerceiver(str(model) if isinstance(model, Path) else model)
+        frozen = FrozenPerceiver(directory_name(model) if isinstance(model, Path) else model)
         pretrained = frozen.on(torch.device("cpu"))
         _, channels, height, width = pretrained.video_shape
         stack_layout = _stack_layout(observation_space, (height, width, channels), layout)
@@ -135,6 +137,7 @@ def _stack_layout(space: spaces.Space, frame_shape: tuple[int, int, int], layout
     expected = f"uint8 stacks of frames {frame_shape}: ({height}, {width}, n·{channels}), or channels first"
     if not isinstance(space, spaces.Box) or space.dtype != "uint8":
         raise TypeError(f"PerceiverFeaturesExtractor reads {expected}, got {space}")
+    check_pixel_range(space, "the observation")
     shape: tuple[Any, ...] = space.shape
     fits: list[Layout] = []
     if len(shape) == 3 and shape[:2] == (height, width) and shape[2] % channels == 0:

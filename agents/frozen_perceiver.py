@@ -22,7 +22,7 @@ class FrozenPerceiver:
     and weights only where it was made from a model object.
 
     Args:
-        source: a bundled name, directory or hub id, or a model, which is copied and itself left alone.
+        source: a bundled name, directory or "hf://owner/name", or a model, which is copied and itself left alone.
     """
 
     def __init__(self, source: str | CausalPerceiverIO) -> None:

@@ -40,13 +40,13 @@ class PolicyEnvSettings:
     """What the policy sees: "context" (the Perceiver's) or a baseline, "state" (the true state),
     "pixels" (three stacked frames, for a CNN) or "pca" (principal components of three stacked frames)."""
     model: str = "dmc-small"
-    """Perceiver that makes the contexts: bundled name, directory or hub id.
+    """Perceiver that makes the contexts: bundled name, directory, or "hf://owner/name" of the hub.
     For "pca", the directory of a fitted projection; "state" and "pixels" need none."""
-    action_repeat: int | Literal["planet"] = 2
-    """Control steps an action lasts, or "planet" for the DMControl-100k table.
-    Keep to what the model was trained with."""
-    render_quality: RenderQuality = "standard"
-    """"fast" leaves out shadows and multisampling, "smooth" is fast with small motion seen.
+    action_repeat: int | Literal["planet"] | None = None
+    """Control steps an action lasts, or "planet" for the DMControl-100k table. None: that table, and 2 for tasks that
+    are not in it. Keep to what the model was trained with."""
+    render_quality: RenderQuality = "smooth"
+    """"smooth" shows small motion, "fast" is twice as fast without, "standard" is MuJoCo's own and slow.
     Keep to what the model was trained with."""
     camera: int | str | None = None
     """Camera, by number or name; None for the task's customary one.

@@ -14,6 +14,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.kept_episodes import KEPT_FILE
+from envs.arguments import DEFAULT_CAMERAS, resolve_action_repeat
+from envs.tasks import split_task
 from perceiver_obs.files import new_directory, remove_abandoned, write_atomic
 
 FORMAT_VERSION = 1
@@ -50,6 +52,17 @@ class PolicyRecord:
     def began_with(self) -> str | None:
         """The fingerprint of the model that the training was begun with."""
         return self.adaptation["began_with"] if self.adaptation else self.fingerprint
+
+    @property
+    def frame_settings(self) -> dict[str, Any]:
+        """How the policy's frames were made: those settings, as numbers where they were left to the task."""
+        domain, _ = split_task(self.settings["task"])
+        camera = self.settings["camera"]
+        return {
+            "action_repeat": resolve_action_repeat(self.settings["action_repeat"], domain),
+            "camera": DEFAULT_CAMERAS.get(domain, 0) if camera is None else camera,
+            "render_quality": self.settings["render_quality"],
+        }
 
     def perceiver(self, directory: Path) -> str:
         """Where the model is that the policy in `directory` reads, unless it has been moved."""

@@ -15,9 +15,8 @@ from agents.adaptable import check_adaptable, replay_buffer
 from agents.vec_context import VecPerceiverContext
 from envs.rollouts import Episode, RolloutDataset, one_each
 from perceiver_obs.actions import ActionEncoding, dataset_actions, executed_actions
+from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.training.probe_features import contexts_of_alike
-
-MUST_AGREE = ("tasks", "size", "action_repeat", "camera", "render_quality")
 
 
 def add_rollouts(algorithm: BaseAlgorithm, paths: Sequence[str | Path]) -> int:
@@ -122,12 +121,11 @@ def _transitions(
 
 
 def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
-    there = dataset.meta["frame_contract"]
-    here = venv.get_attr("frame_contract", 0)[0] if venv.has_attr("frame_contract") else {}
-    here = {**here, "size": venv.encoder.frame_shape[0]}
-    for name in MUST_AGREE:
-        if None not in (there.get(name), here.get(name)) and there[name] != here[name]:
-            raise ValueError(f"{dataset.path} has {name}={there[name]!r}, the environment {here[name]!r}")
+    size, _, channels = venv.encoder.frame_shape
+    for contract in venv.frame_contracts:
+        shown = replace(contract or FrameContract(), size=size, channels=channels)
+        if differences := shown.differences(dataset.frame_contract, "the environment shows"):
+            raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
     recorded, taken = dataset_actions(dataset.meta), _encoding(venv)
     if recorded.kind == taken.kind == "normalised" and recorded.size != taken.size:
         raise ValueError(f"{dataset.path} has actions of shape {recorded.shape}, the environment {taken.shape}")

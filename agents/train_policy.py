@@ -215,7 +215,8 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
         checkpoint / POLICY_FILE,
         env=venv,
         device=settings.device,
-        custom_objects=CHOOSES_BUFFER,
+        # AdaptContext is about to bring the Perceiver that the policy was saved with.
+        custom_objects=CHOOSES_BUFFER | ({"observation_space": venv.observation_space} if settings.adapt_every else {}),
         tensorboard_log=str(settings.out / "tensorboard"),
     )
     if isinstance(algorithm, OffPolicyAlgorithm):

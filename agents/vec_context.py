@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
+from perceiver_obs.frame_contract import Stated, warn_of_unfamiliar_frames
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
-from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 
@@ -22,6 +22,7 @@ class FramesSeen:
     """What the contexts of one `reset` or `step` were made from; the arrays are its own.
 
     Attributes:
+        number: how many calls of `reset` and `step` there had been, this one included.
         frames: uint8 `[N, H, W, C]`, the newest frame of each row.
         began: bool `[N]`, the rows whose episode begins with that frame.
         actions: float32 `[N, A]` in [-1, 1], the actions just taken; None after a reset, and where the model is
@@ -30,6 +31,7 @@ class FramesSeen:
         rewards: float `[N]`, of the step; None after a reset.
     """
 
+    number: int
     frames: np.ndarray
     began: np.ndarray
     actions: np.ndarray | None = None
@@ -58,7 +60,7 @@ class VecPerceiverContext(VecEnvWrapper):
     Args:
         venv: a vector environment of uint8 frames, `(H, W, C)` or, below a `VecTransposeImage`, `(C, H, W)`,
             alone or as one entry of a `Dict`.
-        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`.
+        model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
         backend: `"torch"` or `"onnx"`; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
@@ -68,6 +70,7 @@ class VecPerceiverContext(VecEnvWrapper):
         encoder: makes the contexts.
         action_encoding: makes the actions that the encoder is given, None where it is given none.
         action_size: floats of such an action, 0 where there are none.
+        frame_contracts: how each row's frames are made, None where it does not say.
         seen: what the last contexts were made from, None before the first reset.
 
     Raises:
@@ -102,19 +105,21 @@ class VecPerceiverContext(VecEnvWrapper):
             accept_channels_first=True,
         )
         self.action_encoding = readable_actions(venv, self.encoder.action_dim, type(self).__name__)
-        if venv.has_attr("frame_contract"):
-            warn_if_frames_differ(venv.get_attr("frame_contract", 0)[0], self.encoder.model.frame_contract)
+        self.frame_contracts = warn_of_unfamiliar_frames(_stated_contracts(venv), self.encoder.model)
         self.action_size = self.action_encoding.size if self.action_encoding is not None else 0
         self.seen: FramesSeen | None = None
         self._actions: np.ndarray | None = None
+        self._calls = 0
         self._overwritten = OverwrittenFrames()
-        super().__init__(venv, observation_space=self._layout.space(self.encoder.context_dim))
+        super().__init__(venv, observation_space=self._layout.space(self.encoder.context_space))
 
     def reset(self) -> Any:
         """Begins new episodes in all rows; contexts float32 `[N, D]`."""
         observations = self.venv.reset()
         self.encoder.reset()
-        self.seen = FramesSeen(self._layout.frames(observations).copy(), np.ones(self.num_envs, bool))
+        self._calls += 1
+        frames = self._layout.frames(observations).copy()
+        self.seen = FramesSeen(self._calls, frames, np.ones(self.num_envs, bool))
         return self._layout.replace(observations, self.encoder.push(self.seen.frames))
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -140,7 +145,10 @@ class VecPerceiverContext(VecEnvWrapper):
             self._replace_terminal_observations(infos, rows, np.stack(list(final_frames.values())))
             self.encoder.reset(rows)
         contexts = self.encoder.push(frames, self._actions)
-        self.seen = FramesSeen(frames, np.array(dones, bool), self._actions, final_frames, np.array(rewards))
+        self._calls += 1
+        self.seen = FramesSeen(
+            self._calls, frames, np.array(dones, bool), self._actions, final_frames, np.array(rewards)
+        )
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
     def _replace_terminal_observations(self, infos: list[dict], rows: np.ndarray, frames: np.ndarray) -> None:
@@ -148,3 +156,12 @@ class VecPerceiverContext(VecEnvWrapper):
         for row, context in zip(rows, contexts, strict=True):
             final = infos[row]["terminal_observation"]
             infos[row]["terminal_observation"] = self._layout.replace(final, context.copy())
+
+
+def _stated_contracts(venv: VecEnv) -> list[Stated | None]:
+    """The frame contract of each row, None where it states none."""
+    try:
+        states = venv.env_method("has_wrapper_attr", "frame_contract")
+    except (AttributeError, NotImplementedError):  # not made of Gymnasium environments
+        return [None] * venv.num_envs
+    return [venv.get_attr("frame_contract", row)[0] if there else None for row, there in enumerate(states)]

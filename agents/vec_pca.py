@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
 from agents.vec_context import terminal_observation
+from perceiver_obs.context_space import ContextSpace
+from perceiver_obs.frame_contract import check_pixel_range
 from perceiver_obs.training.frame_pca import STACKED_FRAMES, FramePCA
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 
@@ -33,9 +35,10 @@ class VecFramePCA(VecEnvWrapper):
         expected, space = self.encoder.frame_shape, venv.observation_space
         if not isinstance(space, spaces.Box) or space.shape != expected or space.dtype != np.uint8:
             raise ValueError(f"the PCA reads uint8 frames {expected} (H, W, C), the environment gives {space}")
+        check_pixel_range(space, "the observation")
         self._stacks = np.zeros((venv.num_envs, STACKED_FRAMES, *expected), np.uint8)
         self._overwritten = OverwrittenFrames()
-        features = spaces.Box(-np.inf, np.inf, (self.encoder.num_components,), np.float32)
+        features = ContextSpace(self.encoder.num_components, self.encoder.fingerprint)
         super().__init__(venv, observation_space=features)
 
     def reset(self) -> np.ndarray:

@@ -38,7 +38,7 @@ class WatchSettings:
     task: str = by_place("walker-walk")
     """Task of the dm_control suite, as domain-task. Its name may be left out where it comes first."""
     model: str = "dmc-small"
-    """Directory, bundled name or hub id of the model."""
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     policy: str = "correlated"
     """What acts: "random", "correlated", a directory or zip of train-policy, or a "module:Class" of your own.
     Also the .zip of any other SB3 policy on states or pixels. Load only what you trust: these hold pickles."""
@@ -59,10 +59,10 @@ class WatchSettings:
     None named: the first that vary."""
     action_repeat: int | Literal["planet"] | None = None
     """Control steps per environment step, or "planet" for the DMControl-100k table.
-    None: as the policy, the data or the model was trained with, else 2."""
+    None: as the policy, the data or the model was trained with, else the table, and 2 for tasks that are not in it."""
     render_quality: RenderQuality | None = None
-    """Fast is without shadows and multisampling, smooth is fast with small motion seen.
-    None: as for action_repeat, else fast."""
+    """Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
+    None: as for action_repeat, else smooth."""
     camera: int | str | None = None
     """Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
     speed: float = 1.0

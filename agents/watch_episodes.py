@@ -16,15 +16,14 @@ from envs.rollouts import Episode, RolloutDataset
 from envs.tasks import near_matches
 from envs.worker import play_episode
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
 from perceiver_obs.training.episode_view import LANES
-from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 
 if TYPE_CHECKING:
     from agents.watch import WatchSettings
 
 WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
 FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
-CONTRACT = ("action_repeat", "camera", "render_quality")
 
 
 def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None) -> DmcEnv:
@@ -38,18 +37,17 @@ def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset:
     record = find_record(settings.policy)
     if record is not None and record.settings["task"] != settings.task:
         raise ValueError(f"the policy {settings.policy} was trained on {record.settings['task']}, not {settings.task}")
-    known = [vars(settings), record.settings if record else {}]
-    known += [{} if dataset is None else dataset.meta["frame_contract"], model.frame_contract]
-    chosen: dict[str, Any] = {"action_repeat": 2, "camera": None, "render_quality": "fast"}
-    for name in CONTRACT:
-        given = [source[name] for source in known if source.get(name) is not None]
-        chosen[name] = given[0] if given else chosen[name]
+    known = [vars(settings), record.frame_settings if record else {}]
+    known += [{} if dataset is None else dataset.frame_contract.to_json()]
+    known += [vars(FrameContract.of(model.frame_contract).commonest(settings.task))]
+    given = {name: [source[name] for source in known if source.get(name) is not None] for name in SETTINGS}
+    chosen: dict[str, Any] = {name: values[0] for name, values in given.items() if values}
     env = DmcEnv(settings.task, size=height, state_in_info=True, **chosen)
     if model.action_dim is not None and env.action_size > model.action_dim:
         raise ValueError(
             f"{settings.task} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
         )
-    warn_if_frames_differ(env.frame_contract, model.frame_contract)
+    warn_of_unfamiliar_frames([env.frame_contract], model)
     _check_names(settings.show, env.state_names)
     if dataset is not None:
         _check_data(dataset, env)
@@ -73,10 +71,9 @@ def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
         raise ValueError(f"{dataset.path} holds states of another task ({', '.join(names[:3])} …)")
     if len(dataset) < 2:
         raise ValueError(f"{dataset.path} holds {len(dataset)} whole episode, the read-out needs at least 2")
-    for name in ("size", *CONTRACT):
-        there, here = dataset.meta["frame_contract"].get(name), env.frame_contract[name]
-        if there != here:
-            raise ValueError(f"{dataset.path} has frames of {name}={there!r}, the episode is played with {here!r}")
+    contract = FrameContract.of(env.frame_contract)
+    if differences := contract.differences(dataset.frame_contract, "the episode is played with"):
+        raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
 
 
 def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset | None) -> tuple[Episode, list[Episode]]:

@@ -31,7 +31,7 @@ EPISODES, EPISODE_STEPS = 8, 100
 
 
 def env_step(task: str, quality: str) -> Callable[[], object]:
-    env = make_dmc(task, render_quality=quality)
+    env = make_dmc(task, action_repeat=2, render_quality=quality)
     env.reset(seed=0)
     env.action_space.seed(0)
 
@@ -48,7 +48,12 @@ def collected_per_second(out: Path, quality: str, workers: int) -> float:
 
     def settings(episodes: int) -> CollectSettings:
         return CollectSettings(
-            out=str(out), episodes=episodes, max_steps=EPISODE_STEPS, render_quality=quality, workers=workers
+            out=str(out),
+            episodes=episodes,
+            max_steps=EPISODE_STEPS,
+            action_repeat=2,
+            render_quality=quality,
+            workers=workers,
         )
 
     collect(settings(workers), progress=False)

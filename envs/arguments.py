@@ -5,6 +5,7 @@ from typing import Any
 
 from envs.tasks import PLANET_ACTION_REPEAT, near_matches
 
+DEFAULT_ACTION_REPEAT = 2  # where the table of the benchmarks has none
 DEFAULT_CAMERAS = {"quadruped": 2}  # as in DrQ-v2: camera 0 looks at the quadruped from far above
 
 
@@ -20,8 +21,10 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
     return number
 
 
-def resolve_action_repeat(action_repeat: int | str, domain: str) -> int:
+def resolve_action_repeat(action_repeat: int | str | None, domain: str) -> int:
     """The number of control steps that `action_repeat` means in a domain."""
+    if action_repeat is None:
+        return PLANET_ACTION_REPEAT.get(domain, DEFAULT_ACTION_REPEAT)
     if action_repeat == "planet":
         if domain not in PLANET_ACTION_REPEAT:
             raise ValueError(

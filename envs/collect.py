@@ -33,10 +33,11 @@ class CollectSettings:
     """Environment steps after which an episode is cut off; None for the task's own time limit."""
     size: int = 64
     """Height and width of the frames, pixels."""
-    action_repeat: int | str = 2
-    """Control steps per environment step, or "planet" for the DMControl-100k table."""
-    render_quality: RenderQuality = "standard"
-    """Fast is without shadows and multisampling, smooth is fast with small motion seen.
+    action_repeat: int | str | None = None
+    """Control steps per environment step, or "planet" for the DMControl-100k table. None: that table, and 2 for
+    tasks that are not in it."""
+    render_quality: RenderQuality = "smooth"
+    """Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
     Use the same with the model that is trained on the data."""
     camera: int | str | None = None
     """Name or number of one of the task's cameras; None for the customary one."""

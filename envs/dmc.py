@@ -27,8 +27,8 @@ def make_dmc(
     *,
     size: int = 64,
     camera: int | str | None = None,
-    action_repeat: int | str = 2,
-    render_quality: RenderQuality = "standard",
+    action_repeat: int | str | None = None,
+    render_quality: RenderQuality = "smooth",
     seed: int | None = None,
     state_in_info: bool = False,
 ) -> gymnasium.Env:
@@ -36,18 +36,21 @@ def make_dmc(
 
     Observations are frames, uint8 `[size, size, 3]`, a fresh contiguous array each step. Actions are float32 in
     [-1, 1], whatever the task's own range (actuators without limits take them as they are). Rewards add up over
-    the repeats; the end of the episode stops the repeat. The task's time limit is a truncation.
+    the repeats; the end of the episode stops the repeat. The task's time limit is a truncation. The
+    defaults are settings that the bundled model knows.
 
     Args:
         task: "domain-task", such as "walker-walk" or "ball_in_cup-catch".
         size: height and width of the frames in pixels, 1 to 4096 ("smooth": to 1024).
         camera: name or number of one of the task's cameras, -1 for MuJoCo's free camera; None for the one
             customary in pixel benchmarks (number 0; for quadruped 2).
-        action_repeat: control steps per environment step, or "planet" for the DMControl-100k table (cartpole 8;
-            reacher, cheetah, ball_in_cup 4; finger, walker 2).
-        render_quality: "standard"; "fast" without shadows and multisampling, several times faster in software;
-            or "smooth", which is "fast" at four times the size, averaged, so that what moves by part of a pixel is
-            seen to move. Frames differ: keep to one of them between pretraining and use.
+        action_repeat: control steps per environment step. "planet" takes the DMControl-100k table (cartpole 8;
+            reacher, cheetah, ball_in_cup 4; finger, walker 2) and refuses other domains; None takes it too, and 2
+            for these.
+        render_quality: "smooth" is "fast" at four times the size, averaged, so that what moves by part of a pixel is
+            seen to move; "fast" is without shadows and multisampling, twice as fast as "smooth" in software;
+            "standard" is MuJoCo's own, and the slowest there. Frames differ: keep to one of them between pretraining
+            and use.
         seed: what the first `reset()` uses where it is given no seed of its own.
         state_in_info: put the true state, float32 `[S]`, into `info["state"]`; `state_names(env)` names its entries.
 
@@ -95,8 +98,8 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         task: str = "walker-walk",
         size: int = 64,
         camera: int | str | None = None,
-        action_repeat: int | str = 2,
-        render_quality: RenderQuality = "standard",
+        action_repeat: int | str | None = None,
+        render_quality: RenderQuality = "smooth",
         seed: int | None = None,
         state_in_info: bool = False,
         render_mode: str = "rgb_array",

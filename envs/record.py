@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs.rollouts import RolloutError, RolloutWriter
 from perceiver_obs.actions import ActionEncoding, executed_actions
+from perceiver_obs.frame_contract import check_pixel_range
 
 
 class RecordRollouts(gymnasium.Wrapper):
@@ -109,6 +110,10 @@ def describe_foreign(spec: EnvSpec | None, frames: spaces.Space, actions: Action
         raise RolloutError(f"expected square RGB frames as observations, got {frames}")
     if frames.dtype != np.uint8:
         raise RolloutError(f"expected frames of dtype uint8, got {frames.dtype}")
+    try:
+        check_pixel_range(frames, "the observation")
+    except ValueError as error:
+        raise RolloutError(str(error)) from None
     env_id = spec.id if spec else "unknown"
     kwargs = json.loads(json.dumps(spec.kwargs if spec else {}, default=repr))
     contract = {"size": shape[0], "channels": 3, "tasks": [env_id]}

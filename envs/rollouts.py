@@ -33,6 +33,7 @@ from envs.episode_files import (
 )
 from perceiver_obs.actions import ActionEncoding, dataset_actions
 from perceiver_obs.files import write_atomic
+from perceiver_obs.frame_contract import FrameContract
 
 FORMAT = "perceiver-obs-rollouts"
 FORMAT_VERSION = 1
@@ -91,6 +92,11 @@ class RolloutDataset(Sequence[Episode]):
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def frame_contract(self) -> FrameContract:
+        """How the frames were made."""
+        return FrameContract.of(self.meta["frame_contract"])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -251,16 +257,21 @@ def _check_meta(meta: Mapping[str, Any], where: str) -> None:
     size = meta["frame_contract"].get("size")
     if not isinstance(size, int) or size < 1:
         raise RolloutError(f"{where} needs a frame_contract with a 'size' in pixels, got {size!r}")
+    try:
+        FrameContract.of(meta["frame_contract"])
+    except ValueError as error:
+        raise RolloutError(f"{where} holds a malformed frame_contract: {error}") from None
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     found = {"actions": ActionEncoding.unit(found["action_size"]).meta, **found}  # older ones do not say
     keys = sorted((set(found) | set(wanted)) - {"versions"})
-    differences = [
-        f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here"
-        for key in keys
-        if found.get(key) != wanted.get(key)
-    ]
+    differences = []
+    for key in (key for key in keys if found.get(key) != wanted.get(key)):
+        here = key == "frame_contract" and FrameContract.of(found[key]).differences(
+            FrameContract.of(wanted[key]), "the dataset has"
+        )
+        differences += here or [f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here"]
     if differences:
         raise RolloutError(f"{path} holds a dataset with other settings: {'; '.join(differences)}")
 

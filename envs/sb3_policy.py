@@ -45,6 +45,11 @@ class Sb3Policy:
                 f"{path} gives actions of shape {self._model.action_space.shape}, "
                 f"the environment takes {(context.action_size,)}"
             )
+        if (maker := getattr(self._model.observation_space, "fingerprint", None)) is not None:
+            raise ValueError(
+                f"{path} acts on contexts of the model of fingerprint {maker}, which are not made here: "
+                'use a directory of train-policy, or a "module:Class" that makes them'
+            )
         self._frames: deque[np.ndarray] = deque()
         self._num_frames, self._channels_first = _observed_frames(path, self._model.observation_space, context)
         self._blank = np.zeros((context.frame_size, context.frame_size, 3), np.uint8)

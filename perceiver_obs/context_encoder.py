@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.context_space import ContextSpace
 from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import one_thread_if_forked
@@ -28,7 +29,7 @@ class ContextEncoder:
     was passed in reach it. Models given by name are loaded once a process and shared.
 
     Args:
-        model: a bundled name, a directory, a hub id, or a model.
+        model: a bundled name, a directory, "hf://owner/name" of the hub, or a model.
         num_rows: rows N of the batch.
         device: "auto" takes a GPU where there is one, the CPU otherwise; or a torch device.
         backend: what computes the steps: "torch", or "onnx" for ONNX Runtime on the CPU, about three times as fast for
@@ -40,6 +41,7 @@ class ContextEncoder:
         frame_shape: `(H, W, C)` of the frames it reads.
         action_dim: the most action dimensions it reads, or None.
         fingerprint: hash of the weights.
+        context_space: that of one context; its fingerprint follows the model.
 
     Raises:
         FileNotFoundError: no such model.
@@ -64,7 +66,9 @@ class ContextEncoder:
             raise ValueError(f"backend 'onnx' computes on the CPU, got device {str(device)!r}")
         self.backend = backend
         self.num_rows = num_rows
-        self._take(frozen_model(model, self.device), keep_graph=not isinstance(model, CausalPerceiverIO))
+        frozen = frozen_model(model, self.device)
+        self.context_space = ContextSpace(frozen.context_dim, fingerprint="")
+        self._take(frozen, keep_graph=not isinstance(model, CausalPerceiverIO))
 
     def adopt(self, model: CausalPerceiverIO) -> None:
         """Go on with a frozen copy of another model that differs in its weights alone; all rows begin anew.
@@ -122,7 +126,7 @@ class ContextEncoder:
         self.frame_shape = (height, width, channels)
         self.context_dim = model.context_dim
         self.action_dim = model.action_dim
-        self.fingerprint = model.fingerprint
+        self.fingerprint = self.context_space.fingerprint = model.fingerprint
         self.reset()
 
     def _step(self, frames: np.ndarray, actions: np.ndarray | None, state: Any) -> tuple[np.ndarray, Any]:
@@ -169,9 +173,7 @@ def frozen_model(model: ModelLike, device: torch.device) -> CausalPerceiverIO:
     if isinstance(model, CausalPerceiverIO):
         return copy.deepcopy(model).float().eval().requires_grad_(False).to(device)
     if not isinstance(model, (str, Path)):
-        raise ValueError(
-            f"model must be a name, a directory, a hub id or a CausalPerceiverIO, got {type(model).__name__}"
-        )
+        raise ValueError(f"model must be a name, a directory or a CausalPerceiverIO, got {type(model).__name__}")
     directory = find_pretrained(model)
     changed = tuple(sorted((f.name, f.stat().st_mtime_ns) for f in directory.iterdir() if f.is_file()))
     return _load_shared(str(directory.resolve()), changed, device)

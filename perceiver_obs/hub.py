@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -23,11 +25,20 @@ from perceiver_obs.isolation import isolated, one_thread_if_forked
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 BESIDE = ("data.json", "settings.json")  # what a model was trained on, and how
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB = "hf://"
+_HUB_NAME = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+_EXPECTED = f"a model is a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
 
 class Pretrained(PyTorchModelHubMixin):
-    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module whose arguments are plain values."""
+    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module whose arguments are plain values.
+
+    Attributes:
+        bundled_name: under which the weights ship in the package, None for all others.
+    """
+
+    bundled_name: str | None = None
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, which `config.json` holds."""
@@ -58,13 +69,15 @@ class Pretrained(PyTorchModelHubMixin):
         """Load weights and configuration, as float32, in eval mode on the CPU; draws no random numbers.
 
         Args:
-            name: a directory, the name of a bundled model (`bundled_models()`), or a Hugging Face hub id.
-            revision: branch, tag or commit, for hub ids only.
+            name: the name of a bundled model (`bundled_models()`), a directory, or "hf://owner/name@revision" of the
+                Hugging Face hub, which alone reaches the network; see `find_pretrained`.
+            revision: branch, tag or commit, for names of the hub that have none.
 
         Raises:
-            FileNotFoundError: no such directory or bundled model.
-            ValueError: a file is missing, cut short, of another version or of another class, or its tensors do
-                not fit the configuration.
+            FileNotFoundError: no such directory, bundled model, or model at the hub.
+            ValueError: the directory holds no model, or a revision is asked of what is not at the hub; a file is
+                missing, cut short, of another version or of another class, or its tensors do not fit the
+                configuration.
         """
         one_thread_if_forked()
         directory = find_pretrained(name, revision)
@@ -79,6 +92,7 @@ class Pretrained(PyTorchModelHubMixin):
             raise ValueError(f"{weights} is missing or not a whole safetensors file: {error}") from error
         model.load_state_dict(state)
         model.eval()
+        model.bundled_name = next((n for n, p in bundled_models().items() if p.resolve() == directory.resolve()), None)
         return model
 
 
@@ -89,26 +103,76 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
-    """The directory of a model given as directory, bundled name or hub id (which is downloaded)."""
-    if Path(name).is_dir():
-        return Path(name)
+    """The directory of a model.
+
+    Args:
+        name: a string that begins with "hf://" is downloaded from the hub, or taken from its cache. One of
+            `bundled_models()` is that, whatever else has the name here: write "./dmc-small" for a directory.
+            All else, and any `Path`, is a directory here.
+        revision: for names of the hub that have none.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the name is malformed or that of a file, or a revision is asked of what is not at the hub.
+    """
+    if isinstance(name, str) and name.startswith(HUB):
+        return _download(name, revision)
+    if revision is not None:
+        raise ValueError(f"a revision is for models of the hub ({HUB}owner/name), got {revision!r} of {name!r}")
     bundled = bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)]
-    if isinstance(name, str) and _HUB_ID.match(name) and not name.startswith("."):
-        try:
-            patterns = [CONFIG_FILE, WEIGHTS_FILE, *BESIDE]
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except Exception as error:
-            raise FileNotFoundError(f"no directory {name!r} here, and the hub did not give it: {error}") from error
-    raise FileNotFoundError(f"model {name!r} is neither a directory, a hub id, nor one of {sorted(bundled)}")
+    if isinstance(name, str) and name in bundled:
+        if Path(name).is_dir():
+            message = f"{name!r} is the model that ships in the package; write './{name}' for the directory here"
+            warnings.warn(message, stacklevel=2)
+        return bundled[name]
+    if not str(name) or not Path(name).exists():
+        raise FileNotFoundError(_missing(name, sorted(bundled)))
+    if not Path(name).is_dir():
+        raise ValueError(f"{name} is a file; {_EXPECTED}")
+    return Path(name)
+
+
+def directory_name(directory: Path) -> str:
+    """A directory as a string that `find_pretrained` takes for nothing else."""
+    return str(directory) if len(directory.parts) > 1 else os.path.join(os.curdir, directory)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    match = _HUB_NAME.fullmatch(name)
+    if match is None or (revision is not None and match["revision"] is not None):
+        raise ValueError(f"models of the hub are written {HUB}owner/name or {HUB}owner/name@revision, got {name!r}")
+    try:
+        patterns = [CONFIG_FILE, WEIGHTS_FILE, *BESIDE]
+        return Path(snapshot_download(match["id"], revision=match["revision"] or revision, allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(f"the hub did not give {name!r}: {error}") from error
+
+
+def _missing(name: str | Path, bundled: list[str]) -> str:
+    if isinstance(name, str) and not any(separator in name for separator in _SEPARATORS):
+        return f"model {name!r} is neither one of {bundled} nor a directory here; of the hub write {HUB}owner/name"
+    text = f"there is no directory {str(name)!r}"
+    at_hub = HUB + str(name)
+    return f"{text}; for the model of the hub write {at_hub}" if _HUB_NAME.fullmatch(at_hub) else text
+
+
+def _no_model(path: Path) -> str:
+    """Why a directory is no model, and what the way out may be."""
+    inside = sorted(entry.name for entry in path.iterdir())
+    models = sorted(str(config.parent) for pattern in ("*", "*/*") for config in path.glob(f"{pattern}/{CONFIG_FILE}"))
+    if models:
+        return f"{path} holds no {CONFIG_FILE} itself, but there are models inside: {', '.join(models[:5])}"
+    if "settings.json" in inside or "checkpoint.safetensors" in inside:
+        return f"{path} holds no {CONFIG_FILE}: its training has not finished; run the same command again to go on"
+    what = f"{', '.join(inside[:5])}{' …' if len(inside) > 5 else ''}" if inside else "nothing"
+    return f"{path} holds no {CONFIG_FILE}, but {what}; {_EXPECTED}"
 
 
 def _read_config(path: Path, class_name: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} holds no {path.name}: not a saved model") from error
+        raise ValueError(_no_model(path.parent)) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):

@@ -9,6 +9,8 @@ import torch
 from global_state import untouched
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from tiny_models import SIZE, offline_contexts, small_frames_model, tiny_model
 
@@ -29,7 +31,7 @@ TOLERANCE = 1e-5
 
 
 def make_short(length: int) -> gym.Env:
-    return TimeLimit(make_dmc("cartpole-swingup", size=SIZE, render_quality="fast"), length)
+    return TimeLimit(make_dmc("cartpole-swingup", size=SIZE, action_repeat=2, render_quality="fast"), length)
 
 
 class Recorder(VecEnvWrapper):
@@ -207,6 +209,87 @@ def test_none_comes_at_the_end_and_a_second_call_goes_on(tmp_path):
     venv.close()
 
 
+def test_a_policy_saved_after_adaptations_is_refused_by_another_perceiver(tmp_path):
+    model = small_frames_model()
+    venv, follower = VecMonitor(make_venv(model)[0]), VecMonitor(make_venv(model)[0])
+    policy = make_policy(venv)
+    policy.save(tmp_path / "before")
+    adapt = callback(tmp_path, every=10, followers=[follower])
+    policy.learn(11, adapt)
+    policy.save(tmp_path / "after")
+    adapt.perceiver.save_pretrained(tmp_path / "perceiver")
+    fingerprint = adapt.perceiver.fingerprint
+    for holder in (venv, venv.venv, follower, follower.venv, policy, policy.policy, policy.actor):
+        assert holder.observation_space.fingerprint == fingerprint
+    unadapted, adapted = make_venv(model)[0], make_venv(str(tmp_path / "perceiver"))[0]
+    with pytest.raises(ValueError, match=f"fingerprint {fingerprint}.* != .*fingerprint {model.fingerprint}"):
+        SAC.load(tmp_path / "after", env=unadapted, device="cpu")
+    with pytest.raises(ValueError, match=f"fingerprint {model.fingerprint}.* != .*fingerprint {fingerprint}"):
+        SAC.load(tmp_path / "before", env=adapted, device="cpu")
+    loaded = SAC.load(tmp_path / "after", env=adapted, device="cpu")
+    again = callback(tmp_path, every=10)
+    loaded.learn(11, again)
+    assert again.perceiver.fingerprint != fingerprint
+    assert loaded.observation_space.fingerprint == again.perceiver.fingerprint, "though it shares no space"
+    for each in (venv, follower, unadapted, adapted):
+        each.close()
+
+
+class Reset(BaseCallback):
+    """Resets the training environment, as callbacks that look at it may."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 7:
+            self.training_env.reset()
+        return True
+
+
+def evaluate_there(venv):
+    return EvalCallback(venv, n_eval_episodes=1, eval_freq=7, verbose=0)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("intruder", [evaluate_there, lambda venv: Reset()])
+@pytest.mark.filterwarnings("ignore:.*EvalCallback.*:UserWarning", "ignore:Training and eval env")
+def test_steps_that_others_take_are_not_kept(tmp_path, intruder, first):
+    venv, _ = make_venv(small_frames_model())
+    policy, adapt = make_policy(venv), callback(tmp_path)
+    callbacks = [intruder(policy.get_env()), adapt] if first else [adapt, intruder(policy.get_env())]
+    with pytest.raises(ValueError, match="by something else than the training, such as an EvalCallback"):
+        policy.learn(19, callbacks)
+    (episodes,) = adapt._kept.rows()
+    assert [episode.steps for episode in episodes] == [6 if first else 7]
+    venv.close()
+
+
+def test_an_evaluation_of_its_own_goes_on_beside_it(tmp_path):
+    venv, recorder = make_venv(small_frames_model())
+    other, _ = make_venv(small_frames_model())
+    policy, adapt = make_policy(venv), callback(tmp_path, followers=[other])
+    policy.learn(25, [adapt, evaluate_there(other)])
+    assert adapt.adaptations == 1
+    assert_contexts_of(adapt.perceiver, policy, recorder, steps=25)
+    for each in (venv, other):
+        each.close()
+
+
+def test_an_evaluation_between_two_calls_of_learn_leaves_nothing_behind(tmp_path):
+    """It ends with an episode's beginning, which is not the end of the policy's own; SB3 does not reset for it."""
+    venv, recorder = make_venv(small_frames_model())
+    policy, adapt = make_policy(venv), callback(tmp_path)
+    policy.learn(8, adapt)
+    episodes = recorder.rows[0]
+    evaluate_policy(policy, venv, n_eval_episodes=1, warn=False)
+    with pytest.raises(ValueError, match="reset it before `learn`"):
+        policy.learn(8, adapt, reset_num_timesteps=False)
+    venv.reset()
+    policy.learn(14, adapt, reset_num_timesteps=False)
+    assert adapt.adaptations == 1
+    recorder.rows[0] = [*episodes, *recorder.rows[0]]
+    assert_contexts_of(adapt.perceiver, policy, recorder, steps=22)
+    venv.close()
+
+
 def test_frames_survive_saving_and_loading(tmp_path):
     venv, recorder = make_venv(small_frames_model(), num_envs=2)
     venv.reset()
@@ -264,7 +347,12 @@ def test_what_it_cannot_work_with_is_named(tiny_data, tmp_path):
     refused("online_share must be a number from 0 to 1, got 2", lambda: make_policy(venv), tmp_path, online_share=2)
     refused("no rollout dataset at", lambda: make_policy(venv), tmp_path, data=[tmp_path / "nowhere"])
     large = VecPerceiverContext(larger, tiny_model())
-    refused("has frames of 32 pixels, the model reads 64", lambda: make_policy(large), tmp_path, data=[tiny_data])
+    refused(
+        r"has frames \(3, 32, 32\).*\(3, 64, 64\)",
+        lambda: make_policy(large),
+        tmp_path,
+        data=[tiny_data],
+    )
     begun = make_policy(venv)
     begun.learn(3)
     with pytest.raises(ValueError, match="steps that AdaptContext has not seen"):

@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "perceiver_obs/files.py": set(),
     "perceiver_obs/isolation.py": set(),
     "perceiver_obs/hub.py": {"perceiver_obs.files", "perceiver_obs.isolation"},
+    "perceiver_obs/context_space.py": set(),
+    "perceiver_obs/frame_contract.py": {"perceiver_obs.causal_perceiver"},
     "perceiver_obs/devices.py": set(),
     "perceiver_obs/presets.py": set(),
     "perceiver_obs/actions.py": set(),
@@ -36,19 +38,33 @@ MAY_IMPORT = {
     "perceiver_obs/context_encoder.py": {
         "perceiver_obs.causal_perceiver",
         "perceiver_obs.step_graph",
+        "perceiver_obs.context_space",
         "perceiver_obs.devices",
         "perceiver_obs.hub",
         "perceiver_obs.isolation",
     },
-    "perceiver_obs/wrappers": {"perceiver_obs.actions", "perceiver_obs.context_encoder", "perceiver_obs.wrappers"},
+    "perceiver_obs/wrappers": {
+        "perceiver_obs.actions",
+        "perceiver_obs.context_encoder",
+        "perceiver_obs.frame_contract",
+        "perceiver_obs.hub",
+        "perceiver_obs.wrappers",
+    },
     "perceiver_obs/training": {
         *MODELS,
         "perceiver_obs.devices",
         "perceiver_obs.files",
+        "perceiver_obs.frame_contract",
         "perceiver_obs.training",
         "envs",
     },
-    "envs": {"envs", "perceiver_obs.actions", "perceiver_obs.files", "perceiver_obs.isolation"},
+    "envs": {
+        "envs",
+        "perceiver_obs.actions",
+        "perceiver_obs.files",
+        "perceiver_obs.frame_contract",
+        "perceiver_obs.isolation",
+    },
     "agents": {"agents", "perceiver_obs", "envs"},
 }
 MODULE_LIBRARIES = {"torch", "einops", "vector_quantize_pytorch"}
@@ -90,7 +106,7 @@ def test_layers_use_three_libraries():
     ("package", "absent"),
     [
         ("perceiver_obs", ["stable_baselines3", "dm_control", "matplotlib", "envs", "agents"]),
-        ("envs", ["torch", "perceiver_obs.context_encoder", "dm_control", "agents"]),
+        ("envs", ["torch", "perceiver_obs.causal_perceiver", "perceiver_obs.context_encoder", "dm_control", "agents"]),
     ],
 )
 def test_importing_one_package_does_not_import_the_others(package, absent):

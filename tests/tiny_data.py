@@ -23,6 +23,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         episodes=EPISODES,
         max_steps=STEPS,
         size=SIZE,
+        action_repeat=2,
         render_quality="fast",
         workers=1,
     )

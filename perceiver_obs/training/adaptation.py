@@ -67,8 +67,10 @@ class Adaptation:
         self.model.tokenizer.requires_grad_(False)
         self.datasets = open_datasets(data)
         for dataset in self.datasets:
-            if (size := dataset.meta["frame_contract"]["size"]) != model.video_shape[2]:
-                raise ValueError(f"{dataset.path} has frames of {size} pixels, the model reads {model.video_shape[2]}")
+            if (shape := dataset.frame_contract.frame_shape) != model.video_shape[1:]:
+                raise ValueError(
+                    f"{dataset.path} has frames {shape} (C, H, W), the model reads {model.video_shape[1:]}"
+                )
         self._online_clips = round(online_share * settings.batch_size) if self.datasets else settings.batch_size
         known, self._groups = task_groups(self.datasets)
         # A task of which there are no rollouts has a scene of its own.

@@ -34,14 +34,14 @@ def describe_datasets(datasets: Sequence[RolloutDataset]) -> list[dict[str, Any]
 
 
 def _describe(dataset: RolloutDataset) -> dict[str, Any]:
-    contract, collection = dataset.meta["frame_contract"], dataset.meta.get("collection", {})
+    contract, collection = dataset.frame_contract, dataset.meta.get("collection", {})
     return {
         "name": dataset.path.name,
-        "tasks": contract.get("tasks"),
+        "tasks": contract.tasks or None,
         "episodes": len(dataset),
         "frames": dataset.num_frames,
-        "action_repeat": contract.get("action_repeat"),
-        "render_quality": contract.get("render_quality"),
+        "action_repeat": contract.only("action_repeat"),
+        "render_quality": contract.only("render_quality"),
         "policy": collection.get("policy", [UNKNOWN_POLICY]),
         "random_init": collection.get("random_init"),
         "max_steps": collection.get("max_steps"),

@@ -2,13 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from envs.rollouts import RolloutDataset
-
-MUST_AGREE = ("size", "channels")
+from perceiver_obs.frame_contract import FrameContract
 
 
 def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
@@ -22,27 +20,20 @@ def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
     for path, dataset in zip(paths, datasets):
         if len(dataset) < 2:
             raise ValueError(f"{path} holds {len(dataset)} whole episode, at least 2 are needed to hold one out")
-        for name in MUST_AGREE:
-            value, first = (d.meta["frame_contract"][name] for d in (dataset, datasets[0]))
-            if value != first:
-                raise ValueError(f"{path} has {name}={value!r} but {paths[0]} has {first!r}; mix only alike frames")
+        try:
+            FrameContract.join([datasets[0].frame_contract, dataset.frame_contract])
+        except ValueError as error:
+            raise ValueError(f"{paths[0]} and {path} cannot be mixed: {error}") from None
     return datasets
 
 
-def joint_contract(datasets: Sequence[RolloutDataset]) -> dict[str, Any]:
-    """The frame contract of a model trained on these datasets: None where they differ, all their tasks, and a
-    fingerprint of the data."""
-    contracts = [dataset.meta["frame_contract"] for dataset in datasets]
-    joint = {
-        name: value if all(contract.get(name) == value for contract in contracts) else None
-        for name, value in contracts[0].items()
-    }
+def joint_contract(datasets: Sequence[RolloutDataset]) -> FrameContract:
+    """The frame contract of a model trained on these datasets: all that is in them, and a fingerprint of the data."""
     fingerprints = sorted(dataset.fingerprint for dataset in datasets)
-    return {
-        **joint,
-        "tasks": sorted({task for contract in contracts for task in contract["tasks"]}),
-        "data_fingerprint": hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
-    }
+    return FrameContract.join(
+        (dataset.frame_contract.counted(dataset.num_frames) for dataset in dict.fromkeys(datasets)),
+        hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+    )
 
 
 def split_episodes(dataset: RolloutDataset, held_out_fraction: float) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from envs.rollouts import Episode, RolloutDataset
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
+from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
 from perceiver_obs.isolation import isolated
 from perceiver_obs.training import pictures
 from perceiver_obs.training.data import leading_actions
@@ -25,7 +26,7 @@ class GenerateSettings:
     """Let a trained model continue an episode, told the actions that were taken; writes a picture and a GIF."""
 
     model: str = "runs/predictor"
-    """Directory, bundled name or hub id of the model."""
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     data: str | None = "runs/data"
     """Rollout directory that the episode comes from. None: a fresh one of `task`, under random actions."""
     task: str = "walker-walk"
@@ -105,6 +106,7 @@ def _episode(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: i
     dataset = RolloutDataset(settings.data)
     if not 0 <= settings.episode < len(dataset):
         raise ValueError(f"episode must lie in 0 to {len(dataset) - 1}, got {settings.episode}")
+    warn_of_unfamiliar_frames([dataset.frame_contract], model)
     return dataset[settings.episode]
 
 
@@ -112,12 +114,10 @@ def _play(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: int)
     """An episode under uniformly random actions, rendered by the model's frame contract."""
     from envs import make_dmc
 
-    contract = {
-        name: value
-        for name, value in model.frame_contract.items()
-        if name in ("size", "camera", "action_repeat", "render_quality") and value is not None
-    }
-    env = make_dmc(settings.task, **contract)
+    contract = FrameContract.of(model.frame_contract)
+    variant = vars(contract.commonest(settings.task))
+    known: dict[str, Any] = {name: variant[name] for name in SETTINGS if variant[name] is not None}
+    env = make_dmc(settings.task, size=model.video_shape[2], **known)
     env.action_space.seed(settings.seed)
     pixels = [env.reset(seed=settings.seed)[0]]
     actions: list[NDArray[np.float32]] = []

@@ -81,7 +81,7 @@ class Outlines(nn.Module):
 
 def task_groups(datasets: Sequence[RolloutDataset]) -> tuple[list[str], list[int]]:
     """The tasks that datasets show, each a group as its scene is its own, and the group of each dataset."""
-    shown = ["+".join(dataset.meta["frame_contract"]["tasks"]) for dataset in datasets]
+    shown = ["+".join(dataset.frame_contract.tasks) for dataset in datasets]
     tasks = sorted(set(shown))
     return tasks, [tasks.index(task) for task in shown]
 

@@ -13,6 +13,7 @@ import torch
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
 from perceiver_obs.files import write_atomic
+from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.data_record import read_data_record
 from perceiver_obs.training.probe_episodes import ON_POLICY, EpisodeList, ProbeTask, probe_tasks
@@ -39,7 +40,7 @@ class ProbeSettings:
     """
 
     model: str = "runs/predictor"
-    """Directory, bundled name or hub id of the model."""
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     data: tuple[str, ...] = ("runs/data",)
     """Exploration: rollouts with states, as the model was trained on. One or several directories, of one or
     several tasks."""
@@ -96,6 +97,8 @@ def probe(settings: ProbeSettings) -> list[ProbeResult]:
     tasks = probe_tasks(
         settings.data, settings.on_policy, settings.held_out_fraction, settings.on_policy_fitted, settings.max_episodes
     )
+    for dataset in dict.fromkeys(dataset for task in tasks for each in task.sets for dataset in each.datasets):
+        warn_of_unfamiliar_frames([dataset.frame_contract], model)
     results: list[ProbeResult] = []
     for task in tasks:
         for name, make in _features(model, task, settings, device):

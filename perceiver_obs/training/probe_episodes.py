@@ -140,7 +140,7 @@ def _with_states(dataset: RolloutDataset) -> RolloutDataset:
 
 
 def _task(dataset: RolloutDataset) -> str:
-    return "+".join(dataset.meta["frame_contract"].get("tasks") or ["unknown task"])
+    return "+".join(dataset.frame_contract.tasks or ["unknown task"])
 
 
 def _coordinates(task: str, datasets: Sequence[RolloutDataset]) -> StateCoordinates:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.modules.adapters import pad_actions
@@ -43,8 +43,8 @@ class TrainPredictorSettings(RunSettings):
     tokenizer: str = "runs/tokenizer"
     """Directory of the trained tokenizer."""
     begin_with: str | None = None
-    """Go on from the weights of this model (directory, bundled name or hub id) and with its tokenizer, for a new task
-    or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
+    """Go on from the weights of this model (bundled name, directory or "hf://owner/name") and with its tokenizer, for
+    a new task or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
     batch_size: int = 16
     """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
     learning_rate: float = 1e-3
@@ -203,7 +203,7 @@ class PredictorStage(Stage):
         tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer) if begun is None else begun.tokenizer
         self.made_from = find_pretrained(settings.begin_with or settings.tokenizer)
         contract = joint_contract(datasets)
-        self.inputs = {"data": contract["data_fingerprint"], "tokenizer": state_digest(tokenizer)}
+        self.inputs = {"data": str(contract.data_fingerprint), "tokenizer": state_digest(tokenizer)}
         self.model = self._build_model(tokenizer, contract, begun)
         if begun is not None:
             self.inputs["begin_with"] = begun.fingerprint
@@ -220,7 +220,7 @@ class PredictorStage(Stage):
         )
 
     def _build_model(
-        self, tokenizer: VQPTTokenizer, contract: dict[str, Any], begun: CausalPerceiverIO | None
+        self, tokenizer: VQPTTokenizer, contract: FrameContract, begun: CausalPerceiverIO | None
     ) -> CausalPerceiverIO:
         settings = self.settings
         # A model of several tasks may read larger actions than those of this data.
@@ -228,7 +228,7 @@ class PredictorStage(Stage):
         seed_generators(settings.seed)
         model = CausalPerceiverIO.from_tokenizer(
             tokenizer,
-            video_shape=(settings.sequence_length, contract["channels"], contract["size"], contract["size"]),
+            video_shape=(settings.sequence_length, *contract.frame_shape),
             num_latents=settings.num_latents,
             num_latent_channels=settings.num_latent_channels,
             num_cross_attention_heads=settings.num_cross_attention_heads,
@@ -242,7 +242,7 @@ class PredictorStage(Stage):
             timescales=settings.timescales,
             action_dim=action_dim if settings.read_actions else None,
         )
-        model.frame_contract = contract
+        model.frame_contract = contract.to_json()
         model.tokenizer.requires_grad_(False)
         return model
 

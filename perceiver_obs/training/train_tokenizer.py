@@ -125,13 +125,13 @@ class TokenizerStage(Stage):
     def __init__(self, settings: TrainTokenizerSettings):
         self.settings = settings
         datasets = open_datasets(settings.data)
-        self.inputs = {"data": joint_contract(datasets)["data_fingerprint"]}
+        self.inputs = {"data": str(joint_contract(datasets).data_fingerprint)}
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
         self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
         seed_generators(settings.seed)
         self.tokenizer = VQPTTokenizer(
-            in_channels=datasets[0].meta["frame_contract"]["channels"],
+            in_channels=datasets[0].frame_contract.frame_shape[0],
             code_dim=settings.code_dim,
             num_codes=settings.num_codes,
             downsample=settings.downsample,
@@ -156,7 +156,7 @@ class TokenizerStage(Stage):
     def _motion_objective(self) -> MotionObjective:
         settings = self.settings
         tasks, self.groups = task_groups(self.moving.datasets)
-        size = self.moving.datasets[0].meta["frame_contract"]["size"]
+        _, size, _ = self.moving.datasets[0].frame_contract.frame_shape
         outlines = Outlines(settings.outline_order, len(tasks), (size, size), HORIZON)
         vector_size = (size // settings.downsample) ** 2 * settings.code_dim
         motion = MotionObjective(vector_size, outlines, self.moving.action_dim)

@@ -13,7 +13,8 @@ from gymnasium.utils import RecordConstructorArgs
 
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
-from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
+from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
+from perceiver_obs.hub import directory_name
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 
@@ -26,8 +27,8 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
 
     Args:
         env: gives uint8 frames `(H, W, C)` of the model's size, alone or as one entry of a `Dict`.
-        model: a bundled name, a directory, a hub id, or a `CausalPerceiverIO`. With a string, `env.spec`
-            survives JSON and pickle; with an object it survives pickle only, and carries the weights.
+        model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`. With a
+            string, `env.spec` survives JSON and pickle; with an object pickle only, and it carries the weights.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
         backend: `"torch"`, or `"onnx"`, about three times as fast on a CPU; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
@@ -66,7 +67,7 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         pixels_key: str | None = None,
     ) -> None:
         if isinstance(model, Path):
-            model = str(model)  # so that the spec survives JSON
+            model = directory_name(model)  # so that the spec survives JSON
         # Copying the arguments would copy a model object's weights, and strings need no copy.
         RecordConstructorArgs.__init__(
             self,
@@ -86,9 +87,9 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
             keep_pixels=keep_pixels,
         )
         self._actions = readable_actions(env, self.encoder.action_dim, type(self).__name__)
-        if env.has_wrapper_attr("frame_contract"):
-            warn_if_frames_differ(env.get_wrapper_attr("frame_contract"), self.encoder.model.frame_contract)
-        self.observation_space = self._layout.space(self.encoder.context_dim)
+        stated = env.get_wrapper_attr("frame_contract") if env.has_wrapper_attr("frame_contract") else None
+        warn_of_unfamiliar_frames([stated], self.encoder.model)
+        self.observation_space = self._layout.space(self.encoder.context_space)
         self._has_reset = False
         self._ended = False
 

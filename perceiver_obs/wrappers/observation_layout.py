@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from perceiver_obs.frame_contract import check_pixel_range
+
 CONTEXT_KEY = "context"
 PIXELS_KEY = "pixels"
 
@@ -48,8 +50,8 @@ class ObservationLayout:
 
         Raises:
             TypeError: the space is neither a `Box` nor a `Dict`, or the frame is not uint8.
-            ValueError: the frame's shape is not what the model reads, the key is missing or ambiguous, or a
-                `Dict` already has an entry named `"context"`.
+            ValueError: the frame's shape is not what the model reads, its space does not go from 0 to 255, the key is
+                missing or ambiguous, or a `Dict` already has an entry named `"context"`.
         """
         if isinstance(space, spaces.Dict):
             entries = {"/".join(path): (path, entry) for path, entry in _entries(space)}
@@ -72,9 +74,8 @@ class ObservationLayout:
             raise ValueError(f"pixels_key={kept_key!r} is the context's own key; choose another for the frames")
         return cls(space, (), kept_key if keep_pixels else None, channels_first)
 
-    def space(self, context_dim: int) -> spaces.Box | spaces.Dict:
-        """The observation space with a context of `context_dim` floats in the frame's place."""
-        context = spaces.Box(-np.inf, np.inf, (context_dim,), np.float32)
+    def space(self, context: spaces.Box) -> spaces.Box | spaces.Dict:
+        """The observation space with the space of contexts in the frame's place."""
         if isinstance(self.source, spaces.Dict):
             rest = self.source if self.kept_key is not None else _without(self.source, self.frame_path, spaces.Dict)
             return spaces.Dict({**rest, CONTEXT_KEY: context})
@@ -156,6 +157,7 @@ def _check_frame_space(
         raise TypeError(f"{name} must be a Box of {expected}, got {space}")
     if space.dtype != np.uint8:
         raise TypeError(f"{name} must hold {expected}, got dtype {space.dtype} and shape {space.shape}")
+    check_pixel_range(space, name)
     if space.shape == (height, width, channels):
         return False
     if space.shape == (channels, height, width):

@@ -13,8 +13,8 @@ from gymnasium.vector.utils import batch_space
 
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
+from perceiver_obs.frame_contract import Stated, warn_of_unfamiliar_frames
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
-from perceiver_obs.wrappers.frame_contract import warn_if_frames_differ
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 
@@ -67,9 +67,8 @@ class PerceiverContextVectorWrapper(VectorWrapper):
             keep_pixels=keep_pixels,
         )
         self._actions = readable_actions(env, self.encoder.action_dim, type(self).__name__)
-        for contract in _frame_contracts(env)[:1]:
-            warn_if_frames_differ(contract, self.encoder.model.frame_contract)
-        self.single_observation_space = self._layout.space(self.encoder.context_dim)
+        warn_of_unfamiliar_frames(_frame_contracts(env), self.encoder.model)
+        self.single_observation_space = self._layout.space(self.encoder.context_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._contexts: np.ndarray | None = None
         self._frames: np.ndarray | None = None  # the newest, where the next step may replace some before they are seen
@@ -169,13 +168,19 @@ def _row(observations: Any, row: Any) -> Any:
     return observations[row]
 
 
-def _frame_contracts(env: VectorEnv) -> tuple[dict[str, Any], ...]:
-    """The frame contracts of the environments, where they state one; asking for a missing one would raise in
-    a worker."""
+def _frame_contracts(env: VectorEnv) -> list[Stated | None]:
+    """The frame contract of each row, None where it states none; a row without one cannot be asked in a worker."""
     call = getattr(env.unwrapped, "call", None)
-    if call is None or not all(call("has_wrapper_attr", "frame_contract")):
-        return ()
-    return call("frame_contract")
+    if call is None:
+        return [getattr(env, "frame_contract", None)] * env.num_envs
+    states = call("has_wrapper_attr", "frame_contract")
+    if all(states):
+        return list(call("frame_contract"))
+    rows = getattr(env.unwrapped, "envs", None)  # of one process, asked one by one
+    return [
+        row.get_wrapper_attr("frame_contract") if there and row is not None else None
+        for row, there in zip(rows or [None] * env.num_envs, states)
+    ]
 
 
 def _autoreset_mode(env: VectorEnv) -> AutoresetMode:

@@ -36,7 +36,7 @@ def load_reference(task, seed):
 
 @pytest.mark.parametrize("task", ["walker-walk", "ball_in_cup-catch", "quadruped-walk"])
 def test_an_episode_is_the_one_dm_control_plays(task):
-    env = make_dmc(task, size=64, action_repeat=3)
+    env = make_dmc(task, size=64, action_repeat=3, render_quality="standard")
     frame, _ = env.reset(seed=7)
     reference = load_reference(task, seed=7)
     spec, camera = reference.action_spec(), 2 if task.startswith("quadruped") else 0

@@ -65,7 +65,7 @@ def webp(model, tmp_path_factory) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def played() -> tuple[np.ndarray, np.ndarray]:
     """Frames `[T + 1, H, W, 3]` and actions `[T, 1]` of the same episode, played by hand."""
-    env = make_dmc("cartpole-swingup", render_quality="fast", state_in_info=True)
+    env = make_dmc("cartpole-swingup", state_in_info=True)
     reset_seed, policy_seed = np.random.SeedSequence([SEED, agents.watch_episodes.WATCHED]).generate_state(2)
     policy = make_policy("correlated", policy_context(env))
     policy.begin(np.random.default_rng(policy_seed))
@@ -142,7 +142,7 @@ def test_gif_is_the_same_from_the_same_seed(model, webp, tmp_path):
     assert content["a"] == content["b"] != content["c"]
     with Image.open(tmp_path / "a.gif") as image:
         assert (image.n_frames, image.size) == (STEPS + 1, SIZE)
-        assert (image.info["duration"], image.info["loop"]) == (20, 0)
+        assert (image.info["duration"], image.info["loop"]) == (80, 0)
     for gif, exact in zip(pictures(tmp_path / "a.gif"), webp):
         assert np.abs(panel(gif, "now").astype(int) - panel(exact, "now")).mean() < 1  # 256 colours
         assert (gif[exact.min(axis=2) == 255] == 255).all()
@@ -179,7 +179,7 @@ def test_data_may_take_the_place_of_played_episodes(tiny_data, tmp_path, capsys)
         (["--max-steps", "0"], "max_steps must be at least 1, got 0"),
         (["--episodes", "1"], "episodes must be at least 2, got 1"),
         (["--speed", "0"], "speed must be positive, got 0"),
-        (["--model", "nowhere"], "'nowhere' is neither a directory"),
+        (["--model", "nowhere"], "'nowhere' is neither one of"),
         (["--model", "MODELS/grey"], "square RGB frames"),
         (["--model", "MODELS/wide"], "square RGB frames"),
         (["--task", "walker-walk"], "walker-walk takes actions of 6 numbers"),
@@ -188,9 +188,9 @@ def test_data_may_take_the_place_of_played_episodes(tiny_data, tmp_path, capsys)
         (["--policy", "MODELS"], "policy.json is missing"),
         (["--show", "position/slidr"], "'position/slidr', which is not in the state; did you mean"),
         (["--data", "nowhere"], "no rollout dataset at nowhere"),
-        (["--data", "DATA"], "frames of size=32, the episode is played with 64"),
+        (["--data", "DATA"], "size is 32, the episode is played with 64"),
         (["--data", "NOISE"], "was collected without states"),
-        (["--data", "DATA", "--model", "MODELS/small", "--action-repeat", "4"], "frames of action_repeat=2"),
+        (["--data", "DATA", "--model", "MODELS/small", "--action-repeat", "4"], "action_repeat is 2, the episode is played with 4"),
         (["--out", "runs/w.mp4"], "out must be a file that ends in .gif or .webp, got 'runs/w.mp4'"),
         (["--out", "FILE/w.gif"], "FILE"),
     ],

@@ -133,8 +133,9 @@ def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
         raise ValueError(f"{dataset.path} has {recorded}, the environment takes {taken}")
     if (recorded.low, recorded.high) != (taken.low, taken.high):
         logger.warn(
+            "%s",
             f"the actions of {dataset.path} are normalised from {recorded.low} to {recorded.high}, those of the "
-            f"environment from {taken.low} to {taken.high}: they are taken for the same only if a wrapper rescales them"
+            f"environment from {taken.low} to {taken.high}: they are taken for the same only if a wrapper rescales them",
         )
 
 

@@ -68,8 +68,9 @@ class ActionEncoding:
             bounded = (low > -UNBOUNDED) & (high < UNBOUNDED)
             if not bounded.all():
                 logger.warn(
+                    "%s",
                     f"{space} has no bounds to normalise actions by: they are read and recorded as they are, "
-                    "clipped to [-1, 1]"
+                    "clipped to [-1, 1]",
                 )
             low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
             return cls("normalised", space.shape, tuple(low.tolist()), tuple(high.tolist()))
@@ -222,8 +223,9 @@ def executed_actions(env: Any, user: str) -> ActionEncoding:
     encoding = ActionEncoding.from_space(space)
     if changed_by:
         logger.warn(
+            "%s",
             f"{', '.join(dict.fromkeys(changed_by))} below {user} changes actions in a way of its own: what is read is "
-            f"what was sent, not what is executed. Where possible let it lie around {user}"
+            f"what was sent, not what is executed. Where possible let it lie around {user}",
         )
     return encoding
 
@@ -241,8 +243,9 @@ def readable_actions(env: Any, action_dim: int | None, user: str) -> ActionEncod
     except TypeError:
         pass
     logger.warn(
+        "%s",
         f"the model reads actions of up to {action_dim} floats, the environment takes {_single_action_space(env)}"
-        f"{size}; contexts are computed without actions"
+        f"{size}; contexts are computed without actions",
     )
     return None
 

@@ -219,7 +219,7 @@ def warn_of_unfamiliar_frames(stated: Sequence[Stated | None], model: CausalPerc
     if rows_of:
         where = {difference: _where(rows, len(shown)) for difference, rows in rows_of.items()}
         words = "; ".join(f"{difference}{where[difference]}" for difference in rows_of)
-        logger.warn(f"the frames may not be what the model was trained on: {words}")
+        logger.warn("%s", f"the frames may not be what the model was trained on: {words}")
     return shown
 
 

@@ -61,6 +61,12 @@ def test_what_the_bundled_model_knows(bundled, shown, expected):
     assert bundled.differences(FrameContract.of(shown)) == expected
 
 
+def test_a_warning_may_hold_a_percent_sign():
+    """Gymnasium's logger takes its message for a format string."""
+    with pytest.warns(UserWarning, match=r"hardly with that: 2\.9% of its frames"):
+        PerceiverContextWrapper(make_dmc("walker-walk", render_quality="standard"))
+
+
 @pytest.mark.parametrize("task", [*TASKS, "cartpole-balance", "reacher-hard", "hopper-hop"])
 def test_what_is_made_when_nothing_is_said_is_what_the_bundled_model_knows(bundled, task):
     env = make_dmc(task)

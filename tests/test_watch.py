@@ -190,7 +190,10 @@ def test_data_may_take_the_place_of_played_episodes(tiny_data, tmp_path, capsys)
         (["--data", "nowhere"], "no rollout dataset at nowhere"),
         (["--data", "DATA"], "size is 32, the episode is played with 64"),
         (["--data", "NOISE"], "was collected without states"),
-        (["--data", "DATA", "--model", "MODELS/small", "--action-repeat", "4"], "action_repeat is 2, the episode is played with 4"),
+        (
+            ["--data", "DATA", "--model", "MODELS/small", "--action-repeat", "4"],
+            "action_repeat is 2, the episode is played with 4",
+        ),
         (["--out", "runs/w.mp4"], "out must be a file that ends in .gif or .webp, got 'runs/w.mp4'"),
         (["--out", "FILE/w.gif"], "FILE"),
     ],

@@ -186,6 +186,6 @@ def _frame_contracts(env: VectorEnv) -> list[Stated | None]:
 def _autoreset_mode(env: VectorEnv) -> AutoresetMode:
     mode = env.metadata.get("autoreset_mode")
     if mode is None:
-        logger.warn(f"{env} has no 'autoreset_mode' in its metadata; NEXT_STEP is assumed")
+        logger.warn("%s", f"{env} has no 'autoreset_mode' in its metadata; NEXT_STEP is assumed")
         return AutoresetMode.NEXT_STEP
     return AutoresetMode(mode)

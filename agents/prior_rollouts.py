@@ -135,7 +135,7 @@ def _check(dataset: RolloutDataset, venv: VecPerceiverContext) -> None:
         logger.warn(
             "%s",
             f"the actions of {dataset.path} are normalised from {recorded.low} to {recorded.high}, those of the "
-            f"environment from {taken.low} to {taken.high}: they are taken for the same only if a wrapper rescales them",
+            f"environment from {taken.low} to {taken.high}: alike only where a wrapper rescales them",
         )
 
 

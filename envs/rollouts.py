@@ -268,10 +268,12 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
     keys = sorted((set(found) | set(wanted)) - {"versions"})
     differences = []
     for key in (key for key in keys if found.get(key) != wanted.get(key)):
-        here = key == "frame_contract" and FrameContract.of(found[key]).differences(
-            FrameContract.of(wanted[key]), "the dataset has"
-        )
-        differences += here or [f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here"]
+        words: list[str] = []
+        if key == "frame_contract":
+            there, here = (FrameContract.of(meta[key]) for meta in (found, wanted))
+            words = there.differences(here, "the dataset has")
+        text = f": {', '.join(words)}" if words else f" is {found.get(key)!r} there and {wanted.get(key)!r} here"
+        differences.append(key + text)
     if differences:
         raise RolloutError(f"{path} holds a dataset with other settings: {'; '.join(differences)}")
 

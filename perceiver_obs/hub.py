@@ -150,7 +150,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _missing(name: str | Path, bundled: list[str]) -> str:
     if isinstance(name, str) and not any(separator in name for separator in _SEPARATORS):
-        return f"model {name!r} is neither one of {bundled} nor a directory here; of the hub write {HUB}owner/name"
+        return f"model {name!r} is neither a directory here nor one of {bundled}; of the hub write {HUB}owner/name"
     text = f"there is no directory {str(name)!r}"
     at_hub = HUB + str(name)
     return f"{text}; for the model of the hub write {at_hub}" if _HUB_NAME.fullmatch(at_hub) else text

@@ -37,9 +37,9 @@ def asked(tmp_path, monkeypatch) -> list[tuple[str, str | None]]:
         (Path("runs/predictor"), "no directory 'runs/predictor'"),
         ("./runs/predictor", "no directory './runs/predictor'$"),
         ("/nowhere/at/all", "no directory '/nowhere/at/all'$"),
-        ("predictor", "'predictor' is neither one of .* nor a directory here; of the hub write hf://owner/name"),
+        ("predictor", "'predictor' is neither a directory here nor one of .*; of the hub write hf://owner/name"),
         (Path("dmc-small"), "no directory 'dmc-small'"),
-        ("", "'' is neither one of"),
+        ("", "'' is neither a directory"),
     ],
 )
 def test_a_local_path_never_goes_to_the_network(asked, name, message):

@@ -179,7 +179,7 @@ def test_data_may_take_the_place_of_played_episodes(tiny_data, tmp_path, capsys)
         (["--max-steps", "0"], "max_steps must be at least 1, got 0"),
         (["--episodes", "1"], "episodes must be at least 2, got 1"),
         (["--speed", "0"], "speed must be positive, got 0"),
-        (["--model", "nowhere"], "'nowhere' is neither one of"),
+        (["--model", "nowhere"], "'nowhere' is neither a directory"),
         (["--model", "MODELS/grey"], "square RGB frames"),
         (["--model", "MODELS/wide"], "square RGB frames"),
         (["--task", "walker-walk"], "walker-walk takes actions of 6 numbers"),

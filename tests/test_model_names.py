@@ -111,7 +111,7 @@ def test_a_directory_that_is_no_model_says_what_it_is(asked, tmp_path, model):
     Path("notes/of-today.txt").touch()
     Path("empty").mkdir()
     for path, message in (
-        ("runs", f"runs holds no config.json itself, but there are models inside: {found}"),
+        ("runs", f"runs holds no config.json itself, but there are models inside: .*{found}"),
         (run, f"{run} holds no config.json: its training has not finished"),
         (found / "config.json", "is a file; a model is a directory with config.json and model.safetensors"),
         ("notes", "notes holds no config.json, but of-today.txt; a model is a directory with"),

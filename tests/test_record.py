@@ -136,7 +136,7 @@ def test_recorders_in_two_processes_keep_every_episode(tmp_path):
 def test_another_environment_is_refused(tmp_path):
     RecordRollouts(make(), tmp_path).close()
     other = make(size=48)
-    with pytest.raises(RolloutError, match="frame_contract"):
+    with pytest.raises(RolloutError, match="size is 48, the dataset has 32"):
         RecordRollouts(other, tmp_path)
     other.close()
 

@@ -163,4 +163,5 @@ def check_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Non
 def pad_actions(actions: Tensor, action_dim: int, shape: Sequence[int]) -> Tensor:
     """Actions `[*shape, action_dim]`: checked, clipped to [-1, 1], and the missing dimensions filled with zeros."""
     check_actions(actions, action_dim, shape)
-    return torch.nn.functional.pad(actions.clamp(-1, 1).float(), (0, action_dim - actions.shape[-1]))
+    clipped, missing = actions.clamp(-1, 1).float(), action_dim - actions.shape[-1]
+    return torch.nn.functional.pad(clipped, (0, missing)) if missing else clipped

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 TIMESCALES = {"fast": 1, "medium": 4, "slow": 16}
+LATER_ARGUMENTS = {"reads": "tokens"}  # by what models without them do
 MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
 
 
@@ -86,7 +87,7 @@ class ContextState:
 class CausalPerceiverIO(nn.Module, Pretrained):
     """Tokenizer and predictor together: `extract_context` for clips, `init_state` and `step` for streaming.
 
-    Context t depends on frames t - receptive_field + 1 … t alone. The Perceiver reads the tokenizer's code
+    Context t depends on frames t - receptive_field + 1 … t alone. The Perceiver reads frames, or the tokenizer's code
     vectors before quantisation: they keep sub-pixel positions, and a float's last bit cannot flip a token.
 
     Args:
@@ -94,6 +95,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         num_latents, num_latent_channels, num_cross_attention_heads, num_self_attention_layers, widening_factor,
             dropout, action_dim, condition_dim, num_decoder_layers, num_memory_vectors, token_time_kernel,
             inputs_per_frame, keypoints: see `PerceiverTokenPredictor`.
+        reads: what the Perceiver reads: the tokenizer's code vectors ("tokens"), or "frames" by a convolutional network
+            of its own, for `inputs_per_frame`; contexts then need no tokenizer, which is there for predictions.
         num_codes, downsample, code_dim, base_channels, use_3d_conv, num_quantizers, commitment_weight,
             diversity_weight, quantizer, codebook_decay, stem_stride: see `VQPTTokenizer`.
         context_dim: width D of the contexts at each timescale; `num_latent_channels` unless given.
@@ -128,6 +131,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         token_time_kernel: int = 2,
         inputs_per_frame: int | None = None,
         keypoints: int | None = None,
+        reads: Literal["tokens", "frames"] = "tokens",
         code_dim: int = 256,
         base_channels: int = 64,
         use_3d_conv: bool = True,
@@ -153,6 +157,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         if temporal_downsample:
             raise ValueError("temporal_downsample gives tokens every other frame only: contexts need it off")
         unknown = [name for name in timescales if name not in TIMESCALES]
+        if reads not in ("tokens", "frames"):
+            raise ValueError(f"reads must be 'tokens' or 'frames', got {reads!r}")
         if unknown:
             raise ValueError(f"timescales must be among {list(TIMESCALES)}, got {unknown[0]!r}")
         self.video_shape = (frames, channels, height, width)
@@ -191,13 +197,14 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             token_time_kernel=token_time_kernel,
             inputs_per_frame=inputs_per_frame,
             keypoints=keypoints,
+            frame_shape=(channels, height, width) if reads == "frames" else None,
         )
         width_each = self.predictor.context_dim
         self.timescales = tuple(TIMESCALES[name] for name in timescales) or (1,)
         self.register_buffer("context_mean", torch.zeros(width_each))
         self.register_buffer("context_scale", torch.ones(width_each))
         self.context_dim = width_each * len(self.timescales)
-        self.receptive_field = self.predictor.receptive_field + tokenizer.reach + max(self.timescales) - 1
+        self.receptive_field = self.predictor.receptive_field + max(self.timescales) - 1
         self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
@@ -230,7 +237,9 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     @property
     def fingerprint(self) -> str:
         """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
-        config = {k: v for k, v in self.config().items() if k != "frame_contract"}
+        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used.
+        without = {"frame_contract"} | {name for name, old in LATER_ARGUMENTS.items() if self.config()[name] == old}
+        config = {k: v for k, v in self.config().items() if k not in without}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -257,8 +266,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             valid: bool `[B, T]`, False for frames before an episode's start; their contexts mean nothing.
         """
         self._check_frames(videos)
-        vectors, _ = self.tokenizer.stream_vectors(videos, None, valid)
-        raw, _ = self.predictor.encode(vectors, actions, valid=valid)
+        observed, _ = self.predictor.observe(videos, None, valid)
+        raw, _ = self.predictor.encode(observed, actions, valid=valid)
         return self.over_timescales(self.normalize(raw), None, valid)[0]
 
     def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
@@ -308,11 +317,11 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         return context[:, 0].clone(), state
 
     def _advance(self, videos: Tensor, state: ContextState, actions: Tensor | None) -> tuple[Tensor, ContextState]:
-        vectors, past = self.tokenizer.stream_vectors(videos, state.past)
-        raw, predictor = self.predictor.encode(vectors, actions, state.predictor)
+        observed, past = self.predictor.observe(videos, state.past)
+        raw, predictor = self.predictor.encode(observed, actions, state.predictor)
         assert predictor is not None
         contexts, recent = self.over_timescales(self.normalize(raw), state)
-        return contexts, ContextState(past, predictor, recent)
+        return contexts, ContextState(tuple(past), predictor, recent)
 
     def normalize(self, raw: Tensor) -> Tensor:
         return (raw - self.context_mean) / self.context_scale

@@ -63,9 +63,9 @@ def generate(
     def taken(start: int, stop: int) -> Tensor | None:
         return None if actions is None else actions[:, start:stop]
 
-    contexts, state = predictor.encode(vectors, taken(0, given), predictor.init_state(batch))
-    tokens = [tokenizer.unpack(tokenizer.quantize(vectors)[1])]
-    last = tokenizer.quantizer.lookup(tokens[0][:, -1])
+    contexts, state = predictor.encode(predictor.observe(videos)[0], taken(0, given), predictor.init_state(batch))
+    codes = tokenizer.quantize(vectors)[0]
+    last = codes[:, -1]
     one_ahead = torch.ones(batch, dtype=torch.long, device=vectors.device)
     for t in range(given, given + num_frames):
 
@@ -77,10 +77,10 @@ def generate(
             return drawn.unflatten(1, (height, width)), confidence
 
         drawn = _draw_frame(draw, tokenizer.quantizer.lookup, 1 if mode == "autoregressive" else steps)
-        tokens.append(drawn[:, None])
-        last = tokenizer.quantizer.lookup(drawn)
-        contexts, state = predictor.encode(last[:, None], taken(t, t + 1), state)
-    video = tokenizer.decode_vectors(tokenizer.quantizer.lookup(torch.cat(tokens, dim=1)))
+        codes = torch.cat([codes, tokenizer.quantizer.lookup(drawn)[:, None]], dim=1)
+        last = codes[:, -1]
+        contexts, state = predictor.encode(predictor.observe_codes(codes), taken(t, t + 1), state)
+    video = tokenizer.decode_vectors(codes)
     return video[:, given:].clamp(0, 1)
 
 

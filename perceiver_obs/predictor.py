@@ -1,6 +1,6 @@
 """Tokens to future tokens, through one context vector per frame."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perceiver_obs.generation import GenerationMode, generate
 from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
+from perceiver_obs.modules.frame_adapter import FrameAdapter
 from perceiver_obs.modules.frame_memory import FrameMemory
 from perceiver_obs.modules.future_decoder import FutureDecoder
 from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
@@ -60,6 +61,9 @@ class PerceiverTokenPredictor(nn.Module):
             cheaper, and quicker to learn positions, but for one frame size. None reads every token.
         keypoints: points found in the frame (spatial softmax), of which these maps are in place of the grid: far
             fewer weights, and contexts more linear in what moves. None: of the grid.
+        frame_shape: `(C, H, W)` of frames that the Perceiver reads by a convolutional network of its own
+            (`FrameAdapter`, trained end to end), in place of their tokens, as `inputs_per_frame` inputs each. None
+            reads tokens.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class PerceiverTokenPredictor(nn.Module):
         token_time_kernel: int = 2,
         inputs_per_frame: int | None = None,
         keypoints: int | None = None,
+        frame_shape: Sequence[int] | None = None,
     ):
         super().__init__()
         for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
@@ -94,6 +99,15 @@ class PerceiverTokenPredictor(nn.Module):
         self.sequence_length = sequence_length
         self.action_dim = action_dim
         self.condition_dim = condition_dim
+        self.frame_adapter = None
+        if frame_shape is not None:
+            if not inputs_per_frame or keypoints is not None or token_time_kernel != 1:
+                raise ValueError(
+                    "reading frames needs inputs_per_frame of 1 or more, no keypoints and token_time_kernel=1, got "
+                    f"{inputs_per_frame}, {keypoints} and {token_time_kernel}"
+                )
+            self.frame_adapter = FrameAdapter(frame_shape, channels, inputs_per_frame)
+            inputs_per_frame = 0
         self.token_adapter = TokenAdapter(
             tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, keypoints
         )
@@ -136,7 +150,9 @@ class PerceiverTokenPredictor(nn.Module):
     @property
     def receptive_field(self) -> int:
         """Frames that a context depends on, its own included."""
-        return self.sequence_length + self.token_adapter.project.time_kernel - 1
+        if self.token_adapter.project is None:
+            return self.sequence_length
+        return self.sequence_length + self.token_adapter.project.time_kernel - 1 + self.tokenizer.reach
 
     def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
@@ -147,15 +163,32 @@ class PerceiverTokenPredictor(nn.Module):
     def init_state(self, batch_size: int) -> PredictorState:
         return PredictorState(FrameMemory.empty(batch_size, self.sequence_length))
 
+    def observe(
+        self, videos: Tensor, past: Sequence[Tensor] | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """What `encode` takes of the next frames `[B, T, C, H, W]`, and the past to go on from.
+
+        Code vectors `[B, T, h, w, code_dim]`, or where the Perceiver reads frames these as floats.
+        """
+        if self.frame_adapter is not None:
+            return self.tokenizer.check(videos), ()
+        return self.tokenizer.stream_vectors(videos, past, valid)
+
+    def observe_codes(self, codes: Tensor) -> Tensor:
+        """What `encode` takes of the last of frames `[B, T, h, w, code_dim]` given as codes, `[B, 1, ...]`."""
+        if self.frame_adapter is None:
+            return codes[:, -1:]
+        return self.tokenizer.decode_vectors(codes[:, -1 - self.tokenizer.decoder.reach :])[:, -1:].clamp(0, 1)
+
     def encode(
         self,
-        vectors: Tensor,
+        observed: Tensor,
         actions: Tensor | None = None,
         state: PredictorState | None = None,
         valid: Tensor | None = None,
         only: Tensor | None = None,
     ) -> tuple[Tensor, PredictorState | None]:
-        """Contexts `[B, T, D]` of code vectors `[B, T, h, w, code_dim]`: the mean of each frame's latents.
+        """Contexts `[B, T, D]`, the mean of each frame's latents, of what `observe` gives for T frames.
 
         Args:
             actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
@@ -163,17 +196,17 @@ class PerceiverTokenPredictor(nn.Module):
             valid: bool `[B, T]`, frames that exist (without state only).
             only: int64 `[A]`, frames to compute contexts of, instead of all T.
         """
-        batch, frames = vectors.shape[:2]
+        batch, frames = observed.shape[:2]
         if self.action_adapter is not None and actions is not None:
             actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
-        known = self._action_known(batch, frames, state, valid).to(vectors.device)
-        inputs, past = self.inputs(vectors, actions, known, state.past if state else None, valid)
+        known = self._action_known(batch, frames, state, valid).to(observed.device)
+        inputs, past = self.inputs(observed, actions, known, state.past if state else None, valid)
         latents, memory = self.encoder(inputs, state.memory if state else None, valid, only)
         return self.context(latents), None if memory is None else PredictorState(memory, past)
 
     def inputs(
         self,
-        vectors: Tensor,
+        observed: Tensor,
         actions: Tensor | None,
         known: Tensor,
         past: Tensor | None = None,
@@ -182,15 +215,18 @@ class PerceiverTokenPredictor(nn.Module):
         """What the Perceiver reads, `[B, T, P, C]`, and the past to go on from.
 
         Args:
-            vectors: code vectors `[B, T, h, w, code_dim]`.
+            observed: what `observe` gives for T frames.
             actions: `[B, T, action_dim]`, the action that led to each frame.
             known: bool `[B, T]`, where there is one.
             past: inputs of the frames before, for `token_time_kernel > 1`.
             valid: bool `[B, T]`, frames that exist.
         """
-        inputs, past = self.token_adapter(vectors, past, valid)
+        if self.frame_adapter is not None:
+            inputs = self.frame_adapter(observed)
+        else:
+            inputs, past = self.token_adapter(observed, past, valid)
         if self.action_adapter is not None:
-            of_actions = self.action_adapter(actions, known, vectors.shape[:2])
+            of_actions = self.action_adapter(actions, known, observed.shape[:2])
             inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
         return inputs, past
 
@@ -275,7 +311,7 @@ class PerceiverTokenPredictor(nn.Module):
         vectors = self.tokenizer.encode_vectors(videos)
         tokens = self.tokenizer.unpack(self.tokenizer.quantize(vectors)[1])
         past_actions = None if actions is None else actions[:, :num_context_frames]
-        contexts, _ = self.encode(vectors[:, :num_context_frames], past_actions)
+        contexts, _ = self.encode(self.observe(videos[:, :num_context_frames])[0], past_actions)
         horizons = torch.arange(1, future + 1, device=videos.device).repeat(batch)
         last = self.tokenizer.quantizer.lookup(tokens[:, num_context_frames - 1])
         hidden = self.predict(

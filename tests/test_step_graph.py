@@ -20,6 +20,7 @@ from perceiver_obs.step_graph import OnnxStep
 
 VARIANTS = {
     "3d-actions-timescales": dict(use_3d_conv=True, action_dim=2, timescales=("fast", "slow"), token_time_kernel=2),
+    "frames": dict(reads="frames", inputs_per_frame=3, token_time_kernel=1, action_dim=2),
     "keypoints-fsq-window-of-one": dict(inputs_per_frame=3, keypoints=5, quantizer="fsq", video_shape=(1, 3, 64, 64)),
 }
 

@@ -17,6 +17,10 @@ VARIANTS = {
     "3d-actions-timescales": dict(use_3d_conv=True, action_dim=2, timescales=("fast", "slow")),
     "single-frame-inputs": dict(token_time_kernel=1),
     "summarised-frames": dict(inputs_per_frame=3, keypoints=5, action_dim=2),
+    "frames": dict(reads="frames", inputs_per_frame=3, token_time_kernel=1, action_dim=2),
+    "frames-3d-timescales": dict(
+        reads="frames", inputs_per_frame=2, token_time_kernel=1, use_3d_conv=True, timescales=("fast", "slow")
+    ),
 }
 
 

@@ -37,7 +37,8 @@ class TokenAdapter(nn.Module):
         grid: `(h, w)` to centre each position by itself; None centres each channel, for any grid.
         time_kernel: frames that each input reads.
         inputs_per_frame: None makes each token an input. A number makes that many inputs, each a linear map of
-            the frame's whole grid, as a convolutional network's flattened last layer is; it needs `grid`.
+            the frame's whole grid, as a convolutional network's flattened last layer is; it needs `grid`. 0 makes
+            none: tokens are then only standardised and placed, for queries.
         keypoints: None, or how many `Keypoints` of the grid the maps are of, in place of the grid itself.
     """
 
@@ -54,18 +55,19 @@ class TokenAdapter(nn.Module):
         keypoints: int | None = None,
     ):
         super().__init__()
-        if inputs_per_frame is not None and (grid is None or inputs_per_frame < 1):
-            raise ValueError(f"inputs_per_frame must be 1 or more and needs a grid, got {inputs_per_frame} for {grid}")
-        if keypoints is not None and (inputs_per_frame is None or not 1 <= keypoints <= MAX_KEYPOINTS):
+        if inputs_per_frame is not None and (grid is None or inputs_per_frame < 0):
+            raise ValueError(f"inputs_per_frame must be 0 or more and needs a grid, got {inputs_per_frame} for {grid}")
+        if keypoints is not None and (not inputs_per_frame or not 1 <= keypoints <= MAX_KEYPOINTS):
             raise ValueError(f"keypoints must lie in 1 to {MAX_KEYPOINTS} and need inputs_per_frame, got {keypoints}")
         self.channels = channels
         self.inputs_per_frame = inputs_per_frame
         self.keypoints = None if keypoints is None or grid is None else Keypoints(code_dim, keypoints, grid)
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
+        self.project: CausalConv | None = None
         if inputs_per_frame is None or grid is None:
             self.project = CausalConv(code_dim, channels, 1, time_kernel=time_kernel)
-        else:
+        elif inputs_per_frame:
             width = grid[0] * grid[1] * code_dim if keypoints is None else 2 * keypoints
             self.project = CausalConv(width, inputs_per_frame * channels, 1, time_kernel=time_kernel)
             assert self.project.conv.bias is not None
@@ -84,6 +86,7 @@ class TokenAdapter(nn.Module):
         self, vectors: Tensor, past: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Inputs `[B, T, h * w or inputs_per_frame, channels]` of code vectors `[B, T, h, w, code_dim]`."""
+        assert self.project is not None
         height, width = vectors.shape[2:4]
         x = self.standardize(vectors)
         if self.inputs_per_frame is not None:

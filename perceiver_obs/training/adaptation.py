@@ -183,7 +183,7 @@ class Adaptation:
         if self.model.action_dim is not None:
             actions = torch.from_numpy(clips.actions(places))
             part["actions"] = pad_actions(actions, self.model.action_dim, actions.shape[:2])
-        if self.settings.reads_outlines or self.settings.perceptual_weight:
+        if self.settings.needs_frames:
             part["frames"] = torch.from_numpy(clips.frames(places))
             part["groups"] = torch.tensor(groups)
         if self.settings.reward_weight:

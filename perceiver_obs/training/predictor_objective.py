@@ -121,15 +121,14 @@ class PredictorObjective(nn.Module):
             vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed every horizon.
             tokens: `[B, T, h, w(, Q)]`.
             actions: `[B, T, A]`, the action that led to each frame.
-            frames: `[B, T, C, H, W]`, for the perceptual term and the outlines.
+            frames: `[B, T, C, H, W]`, for a predictor that reads them, the perceptual term and the outlines.
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
             rewards: `[B, T]`, the reward that came with each frame, where they are foretold.
         """
         predictor, weights = self.predictor, self.weights
         tokens = predictor.tokenizer.unpack(tokens)
         codes = predictor.tokenizer.quantizer.lookup(tokens)
-        as_codes = torch.rand(len(vectors), 1, 1, 1, 1, device=vectors.device) < self.quantized_input
-        inputs = torch.where(as_codes, codes, vectors)
+        inputs = self._observed(vectors, codes, frames)
         anchors = self._anchors(vectors.shape[1], vectors.device)
         read = None if torch.rand(()) < self.without_actions else actions
         contexts, _ = predictor.encode(inputs, read, only=anchors)
@@ -143,6 +142,15 @@ class PredictorObjective(nn.Module):
         if weights.inverse_dynamics:
             parts["inverse_dynamics"] = self._inverse_dynamics_loss(inputs, actions)
         return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), vectors.new_zeros(())), **parts}
+
+    def _observed(self, vectors: Tensor, codes: Tensor, frames: Tensor | None) -> Tensor:
+        """What contexts are made of: frames, or code vectors of which a share is looked up, as in generation."""
+        if self.predictor.frame_adapter is not None:
+            if frames is None:
+                raise ValueError("the predictor reads frames, but none are given")
+            return self.predictor.observe(frames)[0]
+        as_codes = torch.rand(len(vectors), 1, 1, 1, 1, device=vectors.device) < self.quantized_input
+        return torch.where(as_codes, codes, vectors)
 
     def _token_losses(
         self,

@@ -53,6 +53,9 @@ class TrainPredictorSettings(RunSettings):
     """Frames of a training clip."""
     sequence_length: int = 6
     """Frames that one context sees, its own included."""
+    reads: Literal["tokens", "frames"] = "tokens"
+    """What the Perceiver reads: the tokenizer's code vectors, or frames by convolutions of its own. Frames need
+    inputs_per_frame, and no keypoints."""
     inputs_per_frame: int | None = 8
     """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
     keypoints: int | None = 64
@@ -113,6 +116,11 @@ class TrainPredictorSettings(RunSettings):
         longest = max(*self.horizons, self.outline_horizon if self.reads_outlines else 0)
         if self.clip_length <= longest:
             raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether anything but tokens is read."""
+        return self.reads == "frames" or self.perceptual_weight > 0 or self.reads_outlines
 
     @property
     def reads_outlines(self) -> bool:
@@ -238,6 +246,7 @@ class PredictorStage(Stage):
             token_time_kernel=settings.token_time_kernel,
             inputs_per_frame=settings.inputs_per_frame,
             keypoints=settings.keypoints,
+            reads=settings.reads,
             dropout=settings.dropout,
             timescales=settings.timescales,
             action_dim=action_dim if settings.read_actions else None,
@@ -256,7 +265,7 @@ class PredictorStage(Stage):
         if self.model.action_dim is not None:
             actions = torch.from_numpy(clips.actions(places))
             batch["actions"] = pad_actions(actions, self.model.action_dim, actions.shape[:2])
-        if self.settings.perceptual_weight or self.settings.reads_outlines:
+        if self.settings.needs_frames:
             batch["frames"] = torch.from_numpy(clips.frames(places))
         if self.settings.reads_outlines:
             batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])

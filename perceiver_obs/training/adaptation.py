@@ -20,6 +20,7 @@ from perceiver_obs.training.datasets import open_datasets, split_episodes
 from perceiver_obs.training.loop import make_accelerator, make_optimizer, seed_step
 from perceiver_obs.training.outlines import task_groups
 from perceiver_obs.training.settings import check_same_inputs, read_json
+from perceiver_obs.training.state_objective import StateTargets
 from perceiver_obs.training.token_cache import Codes, TokenCache, clip_codes, encode_frames
 from perceiver_obs.training.train_predictor import TrainPredictorSettings, make_objective, make_outlines
 
@@ -80,7 +81,9 @@ class Adaptation:
         with isolated(device=device):
             seed_step(settings.seed, 0, 0)
             outlines = make_outlines(self.model, settings, max([*self._groups, self._online_group]) + 1)
-            self._objective = make_objective(self.model.predictor, settings, outlines, device).to(device)
+            self._states = StateTargets(self.datasets) if settings.state_weight else None
+            num_states = None if self._states is None else self._states.size
+            self._objective = make_objective(self.model.predictor, settings, outlines, device, num_states).to(device)
             self._optimizer = make_optimizer(self._objective, settings)
             if self.datasets:
                 self._fit(token_cache)
@@ -91,7 +94,7 @@ class Adaptation:
         self._offline = RolloutClips(self.datasets, training, settings.clip_length)
         self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
         self._cache.fill(make_accelerator(replace(settings, device=self.device.type)))
-        self._objective.fit(self._offline, self._groups, settings.seed)
+        self._objective.fit(self._offline, self._groups, settings.seed, self._states)
 
     def learn(self, episodes: Sequence[Recorded], steps: int) -> dict[str, float]:
         """Takes `steps` gradient steps, and returns the mean of each objective over them.
@@ -170,10 +173,14 @@ class Adaptation:
             places = self._offline.index.draw(count, settings.seed, self.steps, OFFLINE)
             groups = [self._groups[place.dataset] for place in places]
             parts.append(self._part(self._offline, places, self._cache.clips(places, length), groups))
+            if self._states is not None:
+                parts[-1]["states"] = self._states.clips(places, length)
         if count := self._online_clips:
             places = online.index.draw(count, settings.seed, self.steps, ONLINE)
             codes = clip_codes([self._codes_of(online.datasets[0][p.episode]) for p in places], places, length)
             parts.append(self._part(online, places, codes, [self._online_group] * count))
+            if self._states is not None:
+                parts[-1]["states"] = self._states.unknown(count, length)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _part(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from envs.rollouts import RolloutDataset
 from perceiver_obs.training.data import RolloutClips
+from perceiver_obs.training.pixel_objective import PixelObjective
 from perceiver_obs.training.rewards import RewardObjective
+from perceiver_obs.training.state_objective import StateObjective, StateTargets
 
 CLIPS_TO_FIT = 512  # of each group
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
@@ -45,6 +48,7 @@ class Outlines(nn.Module):
         height, width = frame_size
         if not 1 <= order <= min(height, width):
             raise ValueError(f"order must lie in 1 to {min(height, width)}, got {order}")
+        self.frame_size = (height, width)
         self.num_coefficients = EDGE_MAPS * order**2
         self.register_buffer("rows", cosine_basis(order, height), persistent=False)
         self.register_buffer("columns", cosine_basis(order, width), persistent=False)
@@ -100,6 +104,8 @@ class OutlineObjective(nn.Module):
         tell: tell the outline of the frame, the change before and those after, up to the longest horizon.
         pick: pick the frames to come from among all of the batch.
         rewards: foretell the rewards of the steps to come.
+        num_states: coordinates of the state to regress, None for none.
+        pixels: `(C, H, W)` of the frames to draw, None for none.
         hidden: width of the heads' hidden layers.
     """
 
@@ -111,25 +117,39 @@ class OutlineObjective(nn.Module):
         tell: bool,
         pick: bool,
         rewards: bool = False,
+        num_states: int | None = None,
+        pixels: Sequence[int] | None = None,
         hidden: int = 512,
     ):
         super().__init__()
         self.outlines = outlines
+        num_groups = len(outlines.mean)
         self.max_horizon = outlines.change_scale.shape[1]
         self.motion = LinearMotion(context_dim, action_dim)
         self.head = OutlineHead(context_dim, outlines.num_coefficients, hidden) if tell else None
         self.contrast = OutlineContrast(context_dim, outlines.num_coefficients, hidden) if pick else None
-        self.rewards = RewardObjective(context_dim, action_dim, len(outlines.mean)) if rewards else None
+        self.rewards = RewardObjective(context_dim, action_dim, num_groups) if rewards else None
+        self.states = None if num_states is None else StateObjective(context_dim, num_states, num_groups)
+        self.pixels = None if pixels is None else PixelObjective(context_dim, pixels, num_groups)
 
-    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
-        """Fits scales of outlines and rewards to the groups of the clips' datasets, each on clips of all of its own."""
+    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int, states: StateTargets | None = None) -> None:
+        """Fits what is centred and scaled to the groups of the clips' datasets, each on clips of all of its own.
+
+        `states` are those of the clips' datasets; without them none is fitted.
+        """
         device = self.outlines.mean.device
         for group in sorted(set(groups)):
             chosen = [number for number, each in enumerate(groups) if each == group]
             datasets, episodes = [clips.datasets[n] for n in chosen], [clips.episodes[n] for n in chosen]
             of_group = RolloutClips(datasets, episodes, clips.index.clip_length)
             places = of_group.index.draw(CLIPS_TO_FIT, seed, 0)
-            self.outlines.fit(group, torch.from_numpy(of_group.frames(places)).to(device))
+            frames = torch.from_numpy(of_group.frames(places)).to(device)
+            self.outlines.fit(group, frames)
+            if self.pixels is not None:
+                self.pixels.fit(group, frames)
+            if self.states is not None and states is not None:
+                own = [replace(place, dataset=chosen[place.dataset]) for place in places]
+                self.states.fit(group, states.clips(own, clips.index.clip_length).to(device))
             if self.rewards is not None:
                 self.rewards.fit(group, torch.from_numpy(of_group.rewards(places)[:, 1:]).to(device))
 
@@ -141,8 +161,9 @@ class OutlineObjective(nn.Module):
         groups: Tensor,
         actions: Tensor | None,
         rewards: Tensor | None = None,
+        states: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses `outline` (squared error), `contrastive` (cross-entropy) and `reward`, those that were asked for.
+        """Losses `outline` (squared error), `contrastive` (cross-entropy), `reward`, `state` and `pixel` if asked for.
 
         Args:
             contexts: `[B, A, D]`, of frames `anchors`, int64 `[A]`.
@@ -150,17 +171,25 @@ class OutlineObjective(nn.Module):
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
             actions: `[B, T, action_dim]`, the action that led to each frame.
             rewards: `[B, T]`, the reward that came with each frame; needed where they are foretold.
+            states: `[B, T, S]`, NaN where unknown; needed where they are regressed.
         """
-        outlines = self.outlines(frames, groups)
         steps = torch.arange(self.max_horizon + 1, device=anchors.device)
         later = anchors[:, None] + steps
         ahead = None if actions is None else actions[:, later[:, 1:]]
         moved = self.motion(contexts, self.max_horizon, ahead)
         losses = {}
+        if self.head is not None or self.contrast is not None:
+            outlines = self.outlines(frames, groups)
         if self.head is not None:
             losses["outline"] = self._telling(contexts, moved, outlines, later, groups)
         if self.contrast is not None:
             losses["contrastive"] = self.contrast(moved, outlines, later)
+        if self.states is not None:
+            if states is None:
+                raise ValueError("regressing states needs the states of the clips")
+            losses["state"] = self.states(moved, states[:, later], groups)
+        if self.pixels is not None:
+            losses["pixel"] = self.pixels(moved, frames, later, groups)
         if self.rewards is not None:
             if rewards is None:
                 raise ValueError("foretelling rewards needs the rewards of the clips")

@@ -11,6 +11,7 @@ from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.training.data import RolloutClips
 from perceiver_obs.training.outlines import OutlineObjective, Outlines
+from perceiver_obs.training.state_objective import StateTargets
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class LossWeights:
     outline: float = 0.0
     contrastive: float = 0.0
     reward: float = 0.0
+    pixel: float = 0.0
+    state: float = 0.0
+
+    @property
+    def predict_ahead(self) -> bool:
+        """Whether any is asked of contexts that latent dynamics predict."""
+        return any((self.outline, self.contrastive, self.reward, self.pixel, self.state))
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ class PredictorObjective(nn.Module):
         without_actions: share of the batches that are read without their actions, for users who have none.
         perceptual_distance: needed where it has a weight; called with frames and targets `[X, C, H, W]`.
         perceptual_samples: predictions that it looks at.
-        outlines: needed where they have a weight; `fit` fits them to the data.
+        outlines: needed where a term predicts ahead; `fit` fits them to the data.
+        num_states: coordinates of states, needed where they have a weight.
     """
 
     def __init__(
@@ -76,20 +85,30 @@ class PredictorObjective(nn.Module):
         perceptual_samples: int = 4,
         outlines: Outlines | None = None,
         token_predictions: int | None = None,
+        num_states: int | None = None,
     ):
         super().__init__()
         if weights.inverse_dynamics and predictor.inverse_dynamics is None:
             raise ValueError("inverse dynamics needs a predictor that reads actions (action_dim)")
         if weights.perceptual and perceptual_distance is None:
             raise ValueError("the perceptual term has a weight, but there is no perceptual_distance")
-        if (weights.outline or weights.contrastive or weights.reward) and outlines is None:
-            raise ValueError("the outline, the contrastive or the reward term has a weight, but there are no outlines")
+        if weights.predict_ahead and outlines is None:
+            raise ValueError("a term that predicts ahead has a weight, but there are no outlines")
+        if weights.state and num_states is None:
+            raise ValueError("the state term has a weight, but num_states is not given")
         self.predictor = predictor
         self.of_outlines = None
         if outlines is not None:
             sizes = (predictor.context_dim, predictor.action_dim)
-            asked = (weights.outline > 0, weights.contrastive > 0, weights.reward > 0)
-            self.of_outlines = OutlineObjective(outlines, *sizes, *asked)
+            self.of_outlines = OutlineObjective(
+                outlines,
+                *sizes,
+                tell=weights.outline > 0,
+                pick=weights.contrastive > 0,
+                rewards=weights.reward > 0,
+                num_states=num_states if weights.state > 0 else None,
+                pixels=(predictor.tokenizer.in_channels, *outlines.frame_size) if weights.pixel > 0 else None,
+            )
         self.weights = weights
         self.horizons = tuple(horizons)
         self.samples = samples
@@ -101,10 +120,10 @@ class PredictorObjective(nn.Module):
         # In a list, as it is no part of what is trained and saved.
         self._perceptual = [perceptual_distance]
 
-    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int) -> None:
-        """Fits what depends on the data, for the groups of the clips' datasets."""
+    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int, states: StateTargets | None = None) -> None:
+        """Fits what depends on the data, for the groups of the clips' datasets, and on the states of these."""
         if self.of_outlines is not None:
-            self.of_outlines.fit(clips, groups, seed)
+            self.of_outlines.fit(clips, groups, seed, states)
 
     def forward(
         self,
@@ -114,6 +133,7 @@ class PredictorObjective(nn.Module):
         frames: Tensor | None = None,
         groups: Tensor | None = None,
         rewards: Tensor | None = None,
+        states: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` and each objective by the name of its weight.
 
@@ -124,6 +144,7 @@ class PredictorObjective(nn.Module):
             frames: `[B, T, C, H, W]`, for a predictor that reads them, the perceptual term and the outlines.
             groups: int64 `[B]`, which of the outlines' groups each clip is of.
             rewards: `[B, T]`, the reward that came with each frame, where they are foretold.
+            states: `[B, T, S]`, NaN where unknown, where they are regressed.
         """
         predictor, weights = self.predictor, self.weights
         tokens = predictor.tokenizer.unpack(tokens)
@@ -136,7 +157,7 @@ class PredictorObjective(nn.Module):
         if self.of_outlines is not None:
             if frames is None or groups is None:
                 raise ValueError("outlines need frames and groups")
-            parts |= self.of_outlines(contexts, anchors, frames, groups, actions, rewards)
+            parts |= self.of_outlines(contexts, anchors, frames, groups, actions, rewards, states)
         if weights.cross_entropy or weights.regression or weights.perceptual:
             parts |= self._token_losses(contexts, anchors, vectors, tokens, codes, actions, frames)
         if weights.inverse_dynamics:

@@ -29,6 +29,7 @@ from perceiver_obs.training.predictor_objective import LossWeights, PredictorObj
 from perceiver_obs.training.report import save_section
 from perceiver_obs.training.run_directory import RunDirectory
 from perceiver_obs.training.settings import RunSettings, may_change
+from perceiver_obs.training.state_objective import StateTargets
 from perceiver_obs.training.token_cache import TokenCache
 
 HELD_OUT_BATCHES = 4
@@ -99,6 +100,11 @@ class TrainPredictorSettings(RunSettings):
     """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
     reward_weight: float = 0.3
     """Weight of foretelling the rewards of the next steps, of what decides about them. 0 learns without rewards."""
+    pixel_weight: float = 0.0
+    """Weight of drawing frames from contexts, their own and one to come. It costs a decoder's pass."""
+    state_weight: float = 0.0
+    """Weight of regressing the recorded simulator state: privileged training, for data with states. What a model learns
+    so is not learned from pixels alone: say so where you report results."""
     outline_order: int = 10
     """Spatial frequencies of the outlines, in each direction."""
     outline_horizon: int = 6
@@ -125,8 +131,17 @@ class TrainPredictorSettings(RunSettings):
 
     @property
     def reads_outlines(self) -> bool:
-        """Whether an objective needs outlines."""
-        return self.outline_weight > 0 or self.contrastive_weight > 0 or self.reward_weight > 0
+        """Whether an objective needs outlines, or what predicts them ahead."""
+        return any(
+            weight > 0
+            for weight in (
+                self.outline_weight,
+                self.contrastive_weight,
+                self.reward_weight,
+                self.pixel_weight,
+                self.state_weight,
+            )
+        )
 
 
 def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
@@ -166,6 +181,7 @@ def make_objective(
     settings: TrainPredictorSettings,
     outlines: Outlines | None,
     device: torch.device,
+    num_states: int | None = None,
 ) -> PredictorObjective:
     """The objective that settings ask for, not fitted to the data yet; with `outlines` where they read any."""
     return PredictorObjective(
@@ -178,6 +194,8 @@ def make_objective(
             outline=settings.outline_weight,
             contrastive=settings.contrastive_weight,
             reward=settings.reward_weight,
+            pixel=settings.pixel_weight,
+            state=settings.state_weight,
         ),
         settings.horizons,
         settings.samples,
@@ -185,6 +203,7 @@ def make_objective(
         perceptual_distance=PerceptualDistance().to(device) if settings.perceptual_weight else None,
         outlines=outlines,
         token_predictions=settings.token_predictions,
+        num_states=num_states,
     )
 
 
@@ -222,8 +241,10 @@ class PredictorStage(Stage):
         if begun is None:
             self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         outlines = make_outlines(self.model, settings, len(tasks))
-        self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device)
-        self.module.fit(self.clips, self.groups, settings.seed)
+        self.states = StateTargets(datasets) if settings.state_weight else None
+        num_states = None if self.states is None else self.states.size
+        self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device, num_states)
+        self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
         )
@@ -272,6 +293,8 @@ class PredictorStage(Stage):
             batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
         if self.settings.reward_weight:
             batch["rewards"] = torch.from_numpy(clips.rewards(places))
+        if self.states is not None:
+            batch["states"] = self.states.clips(places, self.settings.clip_length)
         return batch
 
     def evaluate(self, device: torch.device) -> Evaluation:

@@ -8,7 +8,18 @@ from perceiver_obs.training.outlines import Outlines
 from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective, random_visible
 
-EVERY = LossWeights(1.0, perceptual=0.1, regression=1.0, inverse_dynamics=1.0, outline=1.0, contrastive=0.3, reward=0.3)
+EVERY = LossWeights(
+    1.0,
+    perceptual=0.1,
+    regression=1.0,
+    inverse_dynamics=1.0,
+    outline=1.0,
+    contrastive=0.3,
+    reward=0.3,
+    pixel=1.0,
+    state=1.0,
+)
+NUM_STATES = 3
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +35,19 @@ def batch(real_video):
         vectors = model.tokenizer.encode_vectors(frames)
     tokens = model.tokenizer.quantize(vectors)[1]
     groups = torch.tensor([0, 1, 1, 0])
-    of_steps = {"actions": torch.rand(4, 12, 2), "rewards": torch.rand(4, 12)}
+    of_steps = {
+        "actions": torch.rand(4, 12, 2),
+        "rewards": torch.rand(4, 12),
+        "states": torch.randn(4, 12, NUM_STATES),
+    }
     return {"vectors": vectors, "tokens": tokens, "frames": frames, "groups": groups, **of_steps}
 
 
 def objective(weights=EVERY, **options) -> PredictorObjective:
     model = tiny_model(action_dim=2).train()
     model.tokenizer.requires_grad_(False)
-    outlines = Outlines(4, 2, (64, 64), 3) if weights.outline or weights.contrastive or weights.reward else None
-    return PredictorObjective(model.predictor, weights, outlines=outlines, **options)
+    outlines = Outlines(4, 2, (64, 64), 3) if weights.predict_ahead else None
+    return PredictorObjective(model.predictor, weights, outlines=outlines, num_states=NUM_STATES, **options)
 
 
 def test_every_objective_reaches_the_latents(batch, distance):
@@ -54,7 +69,7 @@ def test_the_loss_is_the_weighted_sum(batch, distance):
 
 def test_a_few_steps_lower_every_loss(batch):
     torch.manual_seed(0)
-    trained = objective(LossWeights(1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0), foreground_weight=1.0)
+    trained = objective(LossWeights(1.0, 0.0, *[1.0] * 7), foreground_weight=1.0)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(40):

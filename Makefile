@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test pytest lint demo docs bench presets soak fuzz atheris kills rllib arena clean
+.PHONY: setup test pytest lint demo docs bench model presets soak fuzz atheris kills rllib arena clean
 
 setup: .venv/.ready gl
 
@@ -79,6 +79,10 @@ bench: setup
 # What the sizes of models cost and carry; half an hour on one core.
 presets: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/presets.py
+
+# A model of six tasks from nothing, by today's code: a night on two cores. MODEL holds options, such as --help.
+model: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/make_model.py $(MODEL)
 
 # What has to hold for long: a million steps, damaged files, and SIGKILLs. Figures in benchmarks/results/.
 soak: setup

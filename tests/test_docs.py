@@ -45,3 +45,21 @@ def test_commands_that_take_too_long_for_a_test_have_settings_that_exist(page):
         name, *options = shlex.split(line)[1:]
         settings = getattr(import_module(JOBS[name].module), JOBS[name].settings)
         parse_settings(settings, options, name)
+
+
+def test_every_stage_of_make_model_has_settings_that_exist():
+    command = [sys.executable, ROOT / "benchmarks" / "make_model.py", "--dry-run", "--state-weight", "1"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = []
+    for line in lines:
+        name, *options = shlex.split(line)[1:]
+        parse_settings(getattr(import_module(JOBS[name].module), JOBS[name].settings), options, name)
+        names.append(name)
+    assert list(dict.fromkeys(names)) == [
+        "collect",
+        "train-policy",
+        "evaluate",
+        "train-tokenizer",
+        "train-predictor",
+        "probe",
+    ]

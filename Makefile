@@ -5,7 +5,7 @@ CHECK_GL := import envs.gl; envs.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test pytest lint demo docs bench model presets soak fuzz atheris kills rllib arena clean
+.PHONY: setup test pytest lint demo docs bench model objectives presets soak fuzz atheris kills rllib arena clean
 
 setup: .venv/.ready gl
 
@@ -83,6 +83,12 @@ presets: setup
 # A model of six tasks from nothing, by today's code: a night on two cores. MODEL holds options, such as --help.
 model: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/make_model.py $(MODEL)
+
+# What contexts learn from in the same time, on the rollouts of one task that `make model` has made; an hour on one core.
+ROLLOUTS := runs/model/data/walker-walk
+objectives: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/objectives.py --on-policy $(ROLLOUTS)-expert \
+	  --data $(ROLLOUTS)-random_init $(ROLLOUTS)-exploration $(ROLLOUTS)-learning
 
 # What has to hold for long: a million steps, damaged files, and SIGKILLs. Figures in benchmarks/results/.
 soak: setup

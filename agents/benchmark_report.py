@@ -71,7 +71,7 @@ learned, are not counted.
 ## Protocol
 
 One harness and one set of settings for every method: {protocol["algorithm"]} \
-([why](recipe.md#the-policys-algorithm)), hidden layers of \
+([why](recipe.md#crossq-learns-faster-than-sac)), hidden layers of \
 {" and ".join(map(str, protocol["net_arch"]))}, learning rate {protocol["learning_rate"]:g}, batches of \
 {protocol["batch_size"]}, {protocol["learning_starts"]:,} random agent steps first, then one update an agent step, \
 {tuned}; PlaNet's action repeats, frames of {protocol["size"]}×{protocol["size"]} at \

@@ -50,8 +50,8 @@ class BenchmarkSettings(Protocol):
     """Train nothing; gather what is finished and write results, page and curves."""
     device: str = "auto"
     """Where the Perceiver and the policies run: "auto", "cpu", "cuda" ..."""
-    backend: Backend = "torch"
-    """What computes the contexts of frozen models: "torch", or "onnx" for ONNX Runtime on the CPU."""
+    backend: Backend = "auto"
+    """What computes the contexts: "torch", "onnx" for ONNX Runtime on the CPU, or "auto", which takes that on a CPU."""
     progress_bar: bool = True
     """Show a progress bar for each run."""
 
@@ -133,8 +133,6 @@ def _run(settings: BenchmarkSettings, key: RunKey, features: BenchmarkFeatures) 
         changes["model"] = make(features, key.task, key.seed)
     if METHODS[key.method].adapts:
         changes["adapt_data"] = tuple(str(dataset.path) for dataset in features.rollouts(key.task))
-    else:  # where it adapts, a graph would have to be made anew each time
-        changes["backend"] = settings.backend
     try:
         train_policy(settings.run(key.method, key.task, key.seed, **changes))
     except RunInUse as error:

@@ -62,7 +62,7 @@ class VecPerceiverContext(VecEnvWrapper):
             alone or as one entry of a `Dict`.
         model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
-        backend: `"torch"` or `"onnx"`; see `ContextEncoder`.
+        backend: `"auto"`, `"torch"` or `"onnx"`; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
         pixels_key: the key of the frame in a `Dict` observation that has several images.
 
@@ -92,7 +92,7 @@ class VecPerceiverContext(VecEnvWrapper):
         model: ModelLike = "dmc-small",
         *,
         device: str = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         keep_pixels: bool = False,
         pixels_key: str | None = None,
     ) -> None:

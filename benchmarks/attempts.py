@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import torch
 from measure import time_in_turns, write_results
-from steps import LONG_WINDOW, ROWS, best_of, push_step, recompute_step, with_window
+from steps import LONG_WINDOW, ROWS, best_of, push_step, random_frames, recompute_step, with_window
+from tensor_step import TensorStep
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.step_graph import OnnxStep, StepGraph
+from perceiver_obs.onnx_step import OnnxStep
 
 KINDS = {
     "matrix products": ("mm",),
@@ -44,8 +45,8 @@ def graph_step(graph: nn.Module, shapes: list[tuple[int, ...]], action_dim: int,
 
 
 def onnx_step(model: CausalPerceiverIO, rows: int) -> Callable[[], object]:
-    runtime = OnnxStep(model)
-    frames, state = torch.randint(0, 256, (rows, 3, 64, 64), dtype=torch.uint8), runtime.init_state(rows)
+    runtime, frames = OnnxStep(model), random_frames(rows)
+    state = runtime.init_state(rows)
     return lambda: runtime.step(frames, state)
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.compiler.config.force_disable_caches = True  # how long it takes is among the figures
     model = CausalPerceiverIO.from_pretrained("dmc-small")
-    graph, longer = StepGraph(model).eval(), with_window(model, LONG_WINDOW)
+    graph, longer = TensorStep(model).eval(), with_window(model, LONG_WINDOW)
     sizes = (graph.shapes, model.action_dim or 0)
     compiled = torch.compile(graph, dynamic=False)
     steps: dict[str, Callable[[], object]] = {}

@@ -8,18 +8,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from gymnasium import logger
 from torch import Tensor
 
-from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
 from perceiver_obs.context_space import ContextSpace
 from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import one_thread_if_forked
-from perceiver_obs.step_graph import OnnxStep
+from perceiver_obs.onnx_step import OnnxStep
 
 ModelLike = str | Path | CausalPerceiverIO
 Rows = Sequence[int] | np.ndarray | None
-Backend = Literal["torch", "onnx"]
+Backend = Literal["auto", "torch", "onnx"]
 
 
 class ContextEncoder:
@@ -32,11 +33,13 @@ class ContextEncoder:
         model: a bundled name, a directory, "hf://owner/name" of the hub, or a model.
         num_rows: rows N of the batch.
         device: "auto" takes a GPU where there is one, the CPU otherwise; or a torch device.
-        backend: what computes the steps: "torch", or "onnx" for ONNX Runtime on the CPU, about three times as fast for
-            few rows and equal within 1e-4 (`pip install 'perceiver-obs[onnx]'`).
+        backend: what computes the steps: "torch"; "onnx" for ONNX Runtime on the CPU, several times as fast for few
+            rows and equal within 1e-4; or "auto": on a GPU PyTorch, on the CPU ONNX Runtime, or PyTorch with a warning
+            where that does not work.
 
     Attributes:
         model: the frozen model.
+        backend: "torch" or "onnx", what computes the steps.
         context_dim: width D of the contexts.
         frame_shape: `(H, W, C)` of the frames it reads.
         action_dim: the most action dimensions it reads, or None.
@@ -55,7 +58,7 @@ class ContextEncoder:
         model: ModelLike = "dmc-small",
         num_rows: int = 1,
         device: str | torch.device = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
     ):
         if not isinstance(num_rows, int) or num_rows < 1:
             raise ValueError(f"num_rows must be an integer of 1 or more, got {num_rows!r:.80}")
@@ -64,11 +67,11 @@ class ContextEncoder:
         self.device = choose_device("cpu" if backend == "onnx" and device == "auto" else device)
         if backend == "onnx" and self.device.type != "cpu":
             raise ValueError(f"backend 'onnx' computes on the CPU, got device {str(device)!r}")
-        self.backend = backend
+        self.backend: Backend = "torch" if backend == "auto" and self.device.type != "cpu" else backend
         self.num_rows = num_rows
         frozen = frozen_model(model, self.device)
         self.context_space = ContextSpace(frozen.context_dim, fingerprint="")
-        self._take(frozen, keep_graph=not isinstance(model, CausalPerceiverIO))
+        self._take(frozen)
 
     def adopt(self, model: CausalPerceiverIO) -> None:
         """Go on with a frozen copy of another model that differs in its weights alone; all rows begin anew.
@@ -78,7 +81,7 @@ class ContextEncoder:
         """
         if model.config() != self.model.config():
             raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
-        self._take(frozen_model(model, self.device), keep_graph=False)
+        self._take(frozen_model(model, self.device))
 
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
@@ -119,9 +122,9 @@ class ContextEncoder:
             return np.zeros((0, self.context_dim), np.float32)
         return self._step(frames, actions, self._state.select(indices))[0]
 
-    def _take(self, model: CausalPerceiverIO, keep_graph: bool) -> None:
+    def _take(self, model: CausalPerceiverIO) -> None:
         self.model = model
-        self._steps: Any = OnnxStep(model, keep_graph) if self.backend == "onnx" else model
+        self._steps: Any = self._step_of(model)
         _, channels, height, width = model.video_shape
         self.frame_shape = (height, width, channels)
         self.context_dim = model.context_dim
@@ -129,17 +132,30 @@ class ContextEncoder:
         self.fingerprint = self.context_space.fingerprint = model.fingerprint
         self.reset()
 
+    def _step_of(self, model: CausalPerceiverIO) -> "OnnxStep | _TorchStep":
+        if self.backend == "torch":
+            return _TorchStep(model, self.device)
+        try:
+            step = OnnxStep(model)
+        except Exception as error:  # ONNX Runtime's errors have no class of their own
+            if self.backend == "onnx":
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warn("%s", f"contexts are computed by PyTorch, which is slower than ONNX Runtime: {reason}")
+            self.backend = "torch"
+            return _TorchStep(model, self.device)
+        self.backend = "onnx"
+        return step
+
     def _step(self, frames: np.ndarray, actions: np.ndarray | None, state: Any) -> tuple[np.ndarray, Any]:
         one_thread_if_forked()
         frames = np.ascontiguousarray(frames)
         expected = (len(state.seen), *self.frame_shape)
         if frames.shape != expected or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 {expected} (rows, H, W, C), got {frames.dtype} {frames.shape}")
-        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
-        contexts, state = self._steps.step(pixels, state, self._actions(actions, len(frames)))
-        return contexts.cpu().numpy().copy(), state
+        return self._steps.step(frames, state, self._actions(actions, len(frames)))
 
-    def _actions(self, actions: np.ndarray | None, count: int) -> Tensor | None:
+    def _actions(self, actions: np.ndarray | None, count: int) -> np.ndarray | None:
         if actions is None:
             return None
         if self.action_dim is None:
@@ -150,7 +166,7 @@ class ContextEncoder:
         actions = np.clip(actions, -1.0, 1.0).astype(np.float32)  # before float32, which may not hold them
         if actions.ndim != 2 or len(actions) != count or actions.shape[1] > self.action_dim:
             raise ValueError(f"actions must be [{count}, up to {self.action_dim}], got {actions.shape}")
-        return torch.from_numpy(actions).to(self.device)
+        return actions
 
     def _indices(self, rows: Rows) -> Tensor:
         array = np.asarray(rows)
@@ -165,6 +181,24 @@ class ContextEncoder:
         if len(np.unique(array)) != array.size:
             raise ValueError(f"rows must not repeat, got {array.tolist()}")
         return torch.as_tensor(array.astype(np.int64))
+
+
+class _TorchStep:
+    """Streaming steps of a model by PyTorch, of arrays as `OnnxStep` takes and gives them."""
+
+    def __init__(self, model: CausalPerceiverIO, device: torch.device):
+        self._model, self._device = model, device
+
+    def init_state(self, batch_size: int) -> ContextState:
+        return self._model.init_state(batch_size)
+
+    def step(
+        self, frames: np.ndarray, state: ContextState, actions: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ContextState]:
+        pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2)
+        led = None if actions is None else torch.from_numpy(actions).to(self._device)
+        contexts, state = self._model.step(pixels, state, led)
+        return contexts.cpu().numpy().copy(), state
 
 
 def frozen_model(model: ModelLike, device: torch.device) -> CausalPerceiverIO:

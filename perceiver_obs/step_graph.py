@@ -1,233 +1,360 @@
-"""A streaming step as one graph of arrays in and out, run by ONNX Runtime: the same contexts, sooner."""
+"""A streaming step as one ONNX graph, written node by node from a model's weights.
 
-import ctypes
-import logging
-import os
-import warnings
+A step of one row is short work, and each node costs a start: what does not depend on frames is computed here and held
+as constants, and linear maps in a row are merged. Weights are merged in float64 and stored in float32.
+"""
+
+import math
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
-import torch
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
-from perceiver_obs.files import write_atomic
-from perceiver_obs.isolation import isolated
-from perceiver_obs.modules.adapters import check_actions
-from perceiver_obs.modules.frame_memory import FrameMemory
-from perceiver_obs.predictor import PredictorState
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.modules.attention import MLP, Attention, SelfAttentionBlock
+from perceiver_obs.modules.causal_conv import CausalConv, FrameNorm, ResidualBlock
+from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
 
-FORMAT_VERSION = 1  # of the graph
-EXTRA = "pip install 'perceiver-obs[onnx]'"
+OPSET, IR_VERSION = 20, 9
+CONTRIB = "com.microsoft"  # ONNX Runtime's own nodes: self-attention is one
+ROWS = "rows"
+END = np.iinfo(np.int64).max
+
+Array = NDArray[np.float64]
+Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class GraphState:
-    """What the steps so far left behind, in arrays with a row for each episode. A value, as `ContextState` is.
+def step_graph(model: CausalPerceiverIO) -> tuple[bytes, list[Shape]]:
+    """The graph of `CausalPerceiverIO.step`, serialised, and the shapes of its state's arrays without their rows.
 
-    Attributes:
-        arrays: float32 `[B, ...]`.
-        seen: int64 `[B]`, frames since each row's episode began.
+    Inputs:
+        frames: uint8 `[B, H, W, C]`.
+        actions: float32 `[B, action_dim + 1]`, the action that led to each frame and 1, or zeros where there is none;
+            for models that read actions.
+        seen: int64 `[B]`, frames since each row's episode began; where something depends on it.
+        state_0, state_1, …: float32 `[B, *shape]`, zeros where an episode begins.
+
+    Outputs: contexts `[B, context_dim]`, and the state's arrays after the step, in the order of the inputs.
     """
-
-    arrays: tuple[NDArray[np.float32], ...]
-    seen: NDArray[np.int64]
-
-    def reset(self, rows: Tensor) -> "GraphState":
-        """Begin a new episode in the rows where the bool mask `[B]` is True."""
-        mask = rows.numpy()
-        arrays = tuple(np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), np.float32(0), a) for a in self.arrays)
-        return GraphState(arrays, np.where(mask, 0, self.seen))
-
-    def select(self, rows: Tensor) -> "GraphState":
-        """The state of rows (int64 `[M]`) alone."""
-        chosen = rows.numpy()
-        return GraphState(tuple(a[chosen] for a in self.arrays), self.seen[chosen])
-
-    def replace(self, rows: Tensor, other: "GraphState") -> "GraphState":
-        """This state with rows (int64 `[M]`) taken from `other`, which holds M rows."""
-        return GraphState(
-            tuple(_put(mine, rows, theirs) for mine, theirs in zip(self.arrays, other.arrays)),
-            _put(self.seen, rows, other.seen),
-        )
+    graph = _Graph()
+    inputs = _inputs(graph, model)
+    latents = _latents(graph, model.predictor.encoder, inputs, _inputs_of_a_frame(model))
+    contexts = _contexts(graph, model, latents)
+    return graph.serialise(contexts, model.context_dim), graph.state_shapes
 
 
-def _put(mine: NDArray, rows: Tensor, theirs: NDArray) -> NDArray:
-    result = mine.copy()
-    result[rows.numpy()] = theirs
-    return result
+class _Graph:
+    """Nodes by their names; a constant may stand wherever a node's name may."""
 
+    def __init__(self) -> None:
+        self.state_shapes: list[Shape] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs: dict[str, onnx.ValueInfoProto] = {}
+        self._kept: list[str] = []
 
-class StepGraph(nn.Module):
-    """`CausalPerceiverIO.step` on plain tensors of fixed shapes, as exporters need it.
+    def input(self, name: str, kind: int, *shape: int) -> str:
+        """An input `[rows, *shape]`."""
+        self._inputs[name] = helper.make_tensor_value_info(name, kind, [ROWS, *shape])
+        return name
 
-    The keys and values of the last frames shift along, where `FrameMemory` writes them once into a log.
+    def __call__(self, kind: str, *inputs: "str | NDArray", outputs: int = 1, **attributes: Any) -> Any:
+        """A node; returns the name of its output, or their names where there are several."""
+        names = [self._constant(given) if isinstance(given, np.ndarray) else given for given in inputs]
+        results = [f"{kind}_{len(self._nodes)}_{number}" for number in range(outputs)]
+        self._nodes.append(helper.make_node(kind, names, results, **attributes))
+        return results[0] if outputs == 1 else results
 
-    Attributes:
-        shapes: of the state's tensors, without their batch axis.
-    """
+    def reshape(self, x: str, *shape: int) -> str:
+        """`shape` with its rows; 0 keeps an axis, -1 takes what is left."""
+        return self("Reshape", x, np.array(shape))
 
-    def __init__(self, model: CausalPerceiverIO):
-        super().__init__()
-        self.model = model
-        _, state = model.step(torch.zeros(1, *model.video_shape[1:], dtype=torch.uint8), model.init_state(1))
-        memory, adapter_past = state.predictor.memory, state.predictor.past
-        assert memory.log is not None
-        self.window, self.num_convolutions = memory.window, len(state.past or ())
-        self.has_adapter_past, self.has_recent = adapter_past is not None, state.recent.shape[1] > 0
-        ring = (self.window - 1, *memory.log.keys.shape[2:])
-        carried = [*(state.past or ()), *([adapter_past] if adapter_past is not None else [])]
-        recent = [tuple(state.recent.shape[1:])] if self.has_recent else []
-        self.shapes = [*(tuple(tensor.shape[1:]) for tensor in carried), ring, ring, *recent]
+    def linear(self, x: str, weights: Array, bias: Array) -> str:
+        """`[X, out]` of `[X, in]`, by weights `[out, in]` and bias `[out]`."""
+        return self("Gemm", x, weights.T, bias)
 
-    def forward(
-        self, frames: Tensor, actions: Tensor, known: Tensor, seen: Tensor, state: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The contexts `[B, context_dim]` of frames, and the state after them.
+    def norm(self, x: str, norm: nn.LayerNorm) -> str:
+        return self("LayerNormalization", x, *_weights(norm), epsilon=norm.eps)
+
+    def silu(self, x: str) -> str:
+        return self("Mul", x, self("Sigmoid", x))
+
+    def remember(self, new: str, axis: int, length: int, steps: int, shape: Sequence[int]) -> str:
+        """What the last `steps` steps brought and what this one brings, joined along an axis, oldest first.
 
         Args:
-            frames: uint8 `[B, C, H, W]`.
-            actions: `[B, action_dim]`, the action that led to each frame.
-            known: bool `[B]`, where there is one.
-            seen: int64 `[B]`, frames since each row's episode began.
-            state: of `shapes`.
+            length: entries of one step along the axis.
+            shape: what one step brings, without its rows.
         """
-        model, predictor = self.model, self.model.predictor
-        waiting = iter(state)
-        past = [next(waiting) for _ in range(self.num_convolutions)]
-        adapter_past = next(waiting) if self.has_adapter_past else None
-        past_keys, past_values = next(waiting), next(waiting)
-        observed, new_past = predictor.observe(frames[:, None], past or None)
-        inputs, adapter_past = predictor.inputs(observed, actions[:, None], known[:, None], adapter_past)
-        keys, values = predictor.encoder.keys_values(inputs)
-        keys, values = torch.cat([past_keys, keys], dim=1), torch.cat([past_values, values], dim=1)
-        exists = torch.arange(self.window, device=seen.device) >= self.window - 1 - seen[:, None]
-        latents = predictor.encoder.attend(keys, values, 1, exists)
-        context = model.normalize(predictor.context(latents))
-        before = None
-        if self.has_recent:
-            counted = PredictorState(FrameMemory(self.window, seen))
-            before = ContextState(None, counted, next(waiting))
-        contexts, recent = model.over_timescales(context, before)
-        carried = [*new_past, *([adapter_past] if adapter_past is not None else []), keys[:, 1:], values[:, 1:]]
-        return contexts[:, 0], [*carried, *([recent] if self.has_recent else [])]
+        if not steps:
+            return new
+        kept = tuple(steps * length if place == axis else size for place, size in enumerate(shape, start=1))
+        state = self.input(f"state_{len(self.state_shapes)}", TensorProto.FLOAT, *kept)
+        self.state_shapes.append(kept)
+        joined = self("Concat", state, new, axis=axis)
+        self._kept.append(self("Slice", joined, np.array([length]), np.array([END]), np.array([axis])))
+        return joined
+
+    def serialise(self, contexts: str, context_dim: int) -> bytes:
+        shapes = {contexts: (context_dim,), **dict(zip(self._kept, self.state_shapes))}
+        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [ROWS, *shape]) for n, shape in shapes.items()]
+        graph = helper.make_graph(self._nodes, "step", list(self._inputs.values()), outputs, self._constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()
+
+    def _constant(self, values: NDArray) -> str:
+        name = f"constant_{len(self._constants)}"
+        values = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+        self._constants.append(numpy_helper.from_array(values, name))
+        return name
 
 
-class OnnxStep:
-    """Streaming steps of a model by ONNX Runtime on the CPU; contexts equal PyTorch's within 1e-4.
+def _array(tensor: Tensor | None) -> Array:
+    assert tensor is not None
+    return tensor.detach().cpu().numpy().astype(np.float64)
 
-    The graph is exported once (some seconds) and kept in `$XDG_CACHE_HOME/perceiver_obs` (or `~/.cache`), by the
-    weights and the versions that made it. It uses as many threads as PyTorch has. Copies, pickles and forked processes
-    make a session of their own from it.
 
-    Args:
-        model: on the CPU, in eval mode.
-        keep: whether to keep the graph; not for models that go on changing.
+def _weights(layer: Any) -> tuple[Array, Array]:
+    """Weight and bias of a linear map (also a convolution of one place, `[out, in]`), a convolution or a norm."""
+    weight, bias = _array(layer.weight), _array(layer.bias)
+    return (weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight), bias
 
-    Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+
+# ---- frames and actions to inputs of the Perceiver ----------------------------------------------------------------
+
+
+def _inputs_of_a_frame(model: CausalPerceiverIO) -> int:
+    if (reader := model.predictor.frame_adapter) is not None:
+        return len(reader.which) + (model.predictor.action_adapter is not None)
+    _, _, height, width = model.video_shape
+    tokens = (height // model.tokenizer.downsample) * (width // model.tokenizer.downsample)
+    of_frame = model.predictor.token_adapter.inputs_per_frame or tokens
+    return of_frame + (model.predictor.action_adapter is not None)
+
+
+def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
+    """Inputs of the Perceiver, `[B * P, C]`."""
+    if model.predictor.frame_adapter is not None:
+        return _with_action(graph, _read_frames(graph, model), model)
+    adapter = model.predictor.token_adapter
+    assert adapter.project is not None
+    features, to_vectors, vector_bias = _code_vectors(graph, model)  # the standardised code vectors' linear map
+    weights, bias = _weights(adapter.project.conv)
+    steps, channels, places = adapter.project.time_kernel - 1, adapter.channels, vector_bias.shape[1]
+    code_dim = len(to_vectors)
+    if adapter.inputs_per_frame is None:
+        _, _, height, width = model.video_shape
+        downsample = model.tokenizer.downsample
+        position = _array(adapter.positions(height // downsample, width // downsample)).T + bias[:, None]
+        if steps:
+            vectors = graph("Add", graph("MatMul", to_vectors, features), vector_bias)
+            vectors = graph.remember(vectors, 1, code_dim, steps, (code_dim, places))
+            tokens = graph("Add", graph("MatMul", weights, vectors), position)
+        else:
+            tokens = graph("Add", graph("MatMul", weights @ to_vectors, features), weights @ vector_bias + position)
+        tokens = graph.reshape(graph("Transpose", tokens, perm=[0, 2, 1]), 0, places * channels)
+        return _with_action(graph, tokens, model)
+
+    if adapter.keypoints is None:
+        vectors = graph("Add", graph("MatMul", to_vectors, features), vector_bias)
+        summary, width = graph.reshape(vectors, 0, code_dim * places), code_dim * places
+        # Weights are of places, then channels; the vectors lie here the other way round.
+        weights = weights.reshape(len(weights), -1, places, code_dim).swapaxes(2, 3).reshape(len(weights), -1)
+    else:
+        points = adapter.keypoints
+        number, width = points.look.out_features, 2 * points.look.out_features
+        look, look_bias = (np.concatenate(both) for both in zip(_weights(points.look), _weights(points.offset)))
+        places_of_points = np.zeros((3, number, places))
+        places_of_points[1:] += _array(points.places)[:, :, 0].T[:, None]
+        bias_of_points = (look @ vector_bias + look_bias[:, None]).reshape(3, number, places) + places_of_points
+        found = graph.reshape(graph("MatMul", look @ to_vectors, features), 0, 3, number, places)
+        logits, where = graph("Split", graph("Add", found, bias_of_points), np.array([1, 2]), outputs=2, axis=1)
+        weighted = graph("Mul", graph("Softmax", logits, axis=-1), where)
+        summary = graph.reshape(graph("ReduceSum", weighted, np.array([-1]), keepdims=0), 0, width)
+    summary = graph.remember(summary, 1, width, steps, (width,))
+    return _with_action(graph, graph.linear(summary, weights, bias), model)
+
+
+def _with_action(graph: _Graph, inputs: str, model: CausalPerceiverIO) -> str:
+    """Inputs `[B, P * C]` of frames, and behind them that of the action, as `[B * P, C]`."""
+    adapter = model.predictor.action_adapter
+    if adapter is not None:
+        actions, none = graph.input("actions", TensorProto.FLOAT, adapter.action_dim + 1), _array(adapter.none)
+        weights, bias = _weights(adapter.project)
+        weights = np.column_stack([weights, bias - none])
+        inputs = graph("Concat", inputs, graph.linear(actions, weights, none), axis=1)
+    return graph.reshape(inputs, -1, model.predictor.token_adapter.channels)
+
+
+def _read_frames(graph: _Graph, model: CausalPerceiverIO) -> str:
+    """Inputs `[B, P * C]` by the Perceiver's own convolutions."""
+    reader, (channels, height, width) = model.predictor.frame_adapter, model.video_shape[1:]
+    assert reader is not None
+    x, scale = graph("Sub", _pixels(graph, model), np.array(127.5)), 2 / 255
+    for layer in reader.convolutions:
+        if isinstance(layer, nn.Conv2d):
+            x, (channels, height, width) = _conv2d(graph, x, layer, (channels, height, width), scale)
+            scale = 1.0
+        else:
+            x = graph("Gelu", x)
+    norm, project = reader.project
+    features = graph.norm(graph.reshape(x, 0, channels * height * width), norm)
+    weights, bias = _weights(project)
+    return graph.linear(features, weights, bias + _array(reader.which).reshape(-1))
+
+
+def _pixels(graph: _Graph, model: CausalPerceiverIO) -> str:
+    """Frames `[B, C, H, W]` as floats, 0 to 255."""
+    channels, height, width = model.video_shape[1:]
+    x = graph("Transpose", graph.input("frames", TensorProto.UINT8, height, width, channels), perm=[0, 3, 1, 2])
+    return graph("Cast", x, to=TensorProto.FLOAT)
+
+
+def _code_vectors(graph: _Graph, model: CausalPerceiverIO) -> tuple[str, Array, Array]:
+    """Features `[B, F, h * w]`, and the weights `[code_dim, F]` and bias `[code_dim, h * w]` of the standardised code
+    vectors that follow from them."""
+    channels, height, width = model.video_shape[1:]
+    shape: Shape = (channels, height, width)
+    x = _pixels(graph, model)
+    *layers, last = model.tokenizer.encoder.layers
+    scale = 1 / 255
+    for layer in layers:
+        if isinstance(layer, CausalConv):
+            x, shape = _convolve(graph, x, layer, shape, scale)
+            scale = 1.0
+        elif isinstance(layer, ResidualBlock):
+            y = x
+            for norm, conv in ((layer.norm1, layer.conv1), (layer.norm2, layer.conv2)):
+                y, _ = _convolve(graph, graph.silu(_frame_norm(graph, y, norm, shape)), conv, shape)
+            x = graph("Add", x, y)
+        elif isinstance(layer, FrameNorm):  # the last, before a map of each place
+            shape = (shape[0], shape[1] * shape[2])
+            x = _frame_norm(graph, x, layer, shape)
+        elif isinstance(layer, nn.SiLU):
+            x = graph.silu(x)
+        else:
+            raise NotImplementedError(f"no graph of {type(layer).__name__}")
+    adapter = model.predictor.token_adapter
+    code_scale, mean = _array(adapter.scale)[:, None], _array(adapter.mean).reshape(-1, len(adapter.scale)).T
+    assert isinstance(last, CausalConv)
+    weights, bias = _weights(last.conv)
+    return x, weights / code_scale, np.broadcast_to(bias[:, None] - mean, (len(bias), shape[1])) / code_scale
+
+
+def _convolve(graph: _Graph, x: str, layer: CausalConv, shape: Shape, scale: float = 1.0) -> tuple[str, Shape]:
+    """The convolution of `[B, C, H, W]`, scaled and with what it remembers of frames before; and its shape."""
+    x = graph.remember(x, 1, layer.in_channels, layer.time_kernel - 1, shape)
+    return _conv2d(graph, x, layer.conv, shape, scale)
+
+
+def _conv2d(graph: _Graph, x: str, conv: nn.Conv2d, shape: Shape, scale: float) -> tuple[str, Shape]:
+    (kernel, _), (stride, _), pad = conv.kernel_size, conv.stride, int(conv.padding[0])
+    weights, bias = _array(conv.weight), _array(conv.bias)
+    x = graph("Conv", x, scale * weights, bias, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
+    height, width = ((size + 2 * pad - kernel) // stride + 1 for size in shape[1:])
+    return x, (conv.out_channels, height, width)
+
+
+def _frame_norm(graph: _Graph, x: str, norm: FrameNorm, shape: Shape) -> str:
+    """Group normalisation, to `[B, *shape]`: a layer norm of each group, then every channel's own weight and bias.
+
+    On frames of one colour it is several times as exact as ONNX Runtime's `InstanceNormalization`.
     """
-
-    def __init__(self, model: CausalPerceiverIO, keep: bool = True):
-        try:
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401  # the exporter asks for it, and late
-        except ImportError as error:
-            raise ImportError(f"backend 'onnx' needs {error.name}: {EXTRA}") from error
-        graph = StepGraph(model).eval()
-        self._shapes, self._action_dim = graph.shapes, model.action_dim or 0
-        self._session: Any = None
-        kept = _cache_directory() / f"{model.fingerprint}-{FORMAT_VERSION}-torch{version('torch')}.onnx"
-        try:
-            self._content = kept.read_bytes()
-            self._open()
-        except Exception:  # not there, or damaged; ONNX Runtime's errors have no class of their own
-            self._content = _export(graph)
-            self._open()
-            if keep:
-                with suppress(OSError):  # a cache that cannot be written is done without
-                    write_atomic(kept, self._content)
-
-    def init_state(self, batch_size: int) -> GraphState:
-        """The state of `batch_size` episodes that have not begun."""
-        arrays = tuple(np.zeros((batch_size, *shape), np.float32) for shape in self._shapes)
-        return GraphState(arrays, np.zeros(batch_size, np.int64))
-
-    def step(self, frames: Tensor, state: GraphState, actions: Tensor | None = None) -> tuple[Tensor, GraphState]:
-        """As `CausalPerceiverIO.step`, for uint8 frames `[B, C, H, W]`."""
-        led, known = np.zeros((len(frames), self._action_dim), np.float32), np.zeros(len(frames), bool)
-        if actions is not None:
-            check_actions(actions, self._action_dim, frames.shape[:1])
-            led[:, : actions.shape[-1]], known = actions.clamp(-1, 1).numpy(), state.seen > 0
-        given = {"frames": frames.contiguous().numpy(), "actions": led, "known": known, "seen": state.seen}
-        given |= {f"state_{number}": array for number, array in enumerate(state.arrays)}
-        if self._session is None:
-            self._open()
-        contexts, *arrays = self._session.run(None, {name: given[name] for name in self._names})
-        return torch.from_numpy(contexts), GraphState(tuple(arrays), state.seen + 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None}
-
-    def _open(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(self._content, options, providers=["CPUExecutionProvider"])
-        self._names = [given.name for given in self._session.get_inputs()]
-        _opened.add(self)
+    channels = shape[0]
+    same = np.ones(math.prod(shape) // norm.num_groups)
+    grouped = graph("LayerNormalization", graph.reshape(x, 0, norm.num_groups, -1), same, epsilon=norm.eps)
+    statistics = (np.zeros(channels), np.ones(channels))
+    return graph("BatchNormalization", graph.reshape(grouped, 0, *shape), *_weights(norm), *statistics, epsilon=0.0)
 
 
-_opened: WeakSet[OnnxStep] = WeakSet()
+# ---- inputs to contexts -------------------------------------------------------------------------------------------
 
 
-def _after_fork_in_child() -> None:
-    """Leaves sessions to the parent, where their threads are: to run or to close one here would wait for ever."""
-    for step in list(_opened):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(step._session))  # never closed, not even when Python ends
-        step._session = None
-    _opened.clear()
+def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_frame: int) -> str:
+    """Latents `[B * N, C]`, before their last norm, of inputs `[B * P, C]`."""
+    attention, window = encoder.cross_attention, encoder.window
+    number, channels = encoder.latents.shape
+    heads = attention.num_heads
+    inputs = _mlp(graph, inputs, encoder.input_mlp)
+
+    # The latents' queries are constant: in place of keys, the memory holds every latent's score for every input.
+    queries = _array(attention.queries(attention.norm(encoder.latents))).reshape(number, heads, -1)
+    queries /= queries.shape[-1] ** 0.5
+    weights, bias = _weights(attention.to_keys_values)
+    key_weights, key_bias = weights[:channels].reshape(heads, -1, channels), bias[:channels].reshape(heads, -1)
+    score_weights = np.einsum("nhd,hdc->hnc", queries, key_weights).reshape(-1, channels)
+    score_bias = np.einsum("nhd,hd->hn", queries, key_bias).reshape(-1)
+    weights, bias = np.concatenate([score_weights, weights[channels:]]), np.concatenate([score_bias, bias[channels:]])
+    read = graph.reshape(graph.linear(graph.norm(inputs, encoder.input_norm), weights, bias), -1, per_frame, len(bias))
+    read = graph("Transpose", read, perm=[0, 2, 1])
+    read = graph.remember(read, 2, per_frame, window - 1, (len(bias), per_frame))
+    scores, values = graph("Split", read, np.array([heads * number, channels]), outputs=2, axis=1)
+
+    age_bias = _array(encoder.age_bias)[:, :, ::-1].reshape(heads * number, window)
+    scores = graph("Add", scores, age_bias.repeat(per_frame, axis=1))
+    if window > 1:
+        exists = np.arange(window) >= window - 1 - np.arange(window)[:, None]
+        masks = np.where(exists, 0.0, -np.inf).repeat(per_frame, axis=1)[:, None]
+        scores = graph("Add", scores, graph("Gather", masks, _seen(graph, window - 1)))
+    attention_weights = graph.reshape(graph("Softmax", scores, axis=-1), 0, heads, number, window * per_frame)
+    values = graph("Transpose", graph.reshape(values, 0, heads, -1, window * per_frame), perm=[0, 1, 3, 2])
+    attended = graph("Transpose", graph("MatMul", attention_weights, values), perm=[0, 2, 1, 3])
+    weights, bias = _weights(attention.out)
+    attended = graph("MatMul", graph.reshape(attended, 0, number, channels), weights.T)
+    latents = graph("Add", attended, _array(encoder.latents) + bias)
+    latents = _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
+    for block in encoder.blocks:
+        assert isinstance(block, SelfAttentionBlock)
+        latents = _mlp(graph, _self_attention(graph, latents, block.attention, number), block.mlp)
+    return latents
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+def _contexts(graph: _Graph, model: CausalPerceiverIO, latents: str) -> str:
+    """Contexts `[B, context_dim]` of latents `[B * N, C]`."""
+    encoder, to_context = model.predictor.encoder, model.predictor.to_context
+    mean, scale = _array(model.context_mean), _array(model.context_scale)
+    weight, bias = _weights(encoder.norm)
+    merged = isinstance(to_context, nn.Identity)
+    if merged:
+        weight, bias = weight / scale, (bias - mean) / scale
+    latents = graph.reshape(latents, -1, *encoder.latents.shape)
+    latents = graph("LayerNormalization", latents, weight, bias, epsilon=encoder.norm.eps)
+    contexts = graph("ReduceMean", latents, np.array([1]), keepdims=0)
+    if not merged:
+        weight, bias = _weights(to_context)
+        contexts = graph.linear(contexts, weight / scale[:, None], (bias - mean) / scale)
+    spans, slowest, width = model.timescales, max(model.timescales), len(mean)
+    if slowest == 1:
+        return contexts if len(spans) == 1 else graph("Concat", *[contexts] * len(spans), axis=1)
+    recent = graph.remember(graph.reshape(contexts, 0, 1, width), 1, 1, slowest - 1, (1, width))
+    counts = np.minimum(np.arange(1, slowest + 1)[:, None], spans)  # of frames that exist, after so many
+    means = (np.arange(slowest) >= slowest - counts[..., None]) / counts[..., None]
+    averaged = graph("MatMul", graph("Gather", means, _seen(graph, slowest - 1)), recent)
+    return graph.reshape(averaged, 0, width * len(spans))
 
 
-def _export(graph: StepGraph) -> bytes:
-    model, shapes, rows = graph.model, graph.shapes, 2
-    any_rows = {0: torch.export.Dim.DYNAMIC}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
-    with isolated(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            graph,
-            (
-                torch.zeros(rows, *model.video_shape[1:], dtype=torch.uint8),
-                torch.zeros(rows, model.action_dim or 0),
-                torch.ones(rows, dtype=torch.bool),
-                torch.ones(rows, dtype=torch.long),
-                [torch.zeros(rows, *shape) for shape in shapes],
-            ),
-            dynamo=True,
-            verbose=False,
-            input_names=["frames", "actions", "known", "seen", *(f"state_{n}" for n in range(len(shapes)))],
-            dynamic_shapes=(any_rows, any_rows, any_rows, any_rows, [any_rows] * len(shapes)),
-        )
-    assert program is not None
-    return program.model_proto.SerializeToString()
+def _seen(graph: _Graph, most: int) -> str:
+    return graph("Min", graph.input("seen", TensorProto.INT64), np.array(most))
 
 
-def _cache_directory() -> Path:
-    """Where there is no home directory, nowhere: nothing is found there, and nothing can be written."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver_obs"
-    except RuntimeError:
-        return Path(os.devnull) / "perceiver_obs"
+def _mlp(graph: _Graph, x: str, mlp: MLP) -> str:
+    """An MLP around its skip."""
+    norm, widen, _, narrow, _ = mlp
+    assert isinstance(norm, nn.LayerNorm)
+    hidden = graph("Gelu", graph.linear(graph.norm(x, norm), *_weights(widen)))
+    return graph("Add", x, graph.linear(hidden, *_weights(narrow)))
+
+
+def _self_attention(graph: _Graph, x: str, attention: Attention, number: int) -> str:
+    """Attention of each row's N latents `[B * N, C]` to one another, around its skip."""
+    channels = attention.out.in_features
+    both = zip(_weights(attention.queries), _weights(attention.to_keys_values))
+    weights, bias = (np.concatenate(pair) for pair in both)
+    normed = graph.reshape(graph.norm(x, attention.norm), -1, number, channels)
+    attended = graph("Attention", normed, weights.T, bias, num_heads=attention.num_heads, domain=CONTRIB)
+    attended = graph.reshape(attended, -1, channels)
+    return graph("Add", x, graph.linear(attended, *_weights(attention.out)))

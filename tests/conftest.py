@@ -4,36 +4,20 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model
 
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.step_graph import OnnxStep
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_directory(tmp_path_factory) -> Iterator[Path]:
-    """Exported graphs stay out of the user's cache; the workers of a run share them."""
-    directory = tmp_path_factory.getbasetemp()
-    path = (directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory) / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(path))
-        yield path
-
-
 @pytest.fixture(scope="session")
-def exported_model(cache_directory) -> CausalPerceiverIO:
-    """A model whose graph for ONNX Runtime lies in the cache: an export takes ten seconds."""
-    model = tiny_model(action_dim=6)
-    OnnxStep(model)
-    return model
+def action_model() -> CausalPerceiverIO:
+    """A model that reads actions."""
+    return tiny_model(action_dim=6)
 
 
 @pytest.fixture(scope="session")

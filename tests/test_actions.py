@@ -333,9 +333,9 @@ def test_vector_wrappers_of_actions_are_looked_through_too():
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_huge_actions_are_clipped_by_every_backend(exported_model, backend):
+def test_huge_actions_are_clipped_by_every_backend(action_model, backend):
     frames = np.random.default_rng(0).integers(0, 256, (8, 2, 64, 64, 3), dtype=np.uint8)
-    huge, one = (ContextEncoder(exported_model, 2, "cpu", backend) for _ in range(2))
+    huge, one = (ContextEncoder(action_model, 2, "cpu", backend) for _ in range(2))
     for frame in frames:
         contexts = huge.push(frame, np.array([[1e300] * 6, [-1e30] * 6]))
         expected = one.push(frame, np.array([[1.0] * 6, [-1.0] * 6]))

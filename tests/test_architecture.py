@@ -34,10 +34,11 @@ MAY_IMPORT = {
     "perceiver_obs/generation.py": {"perceiver_obs.modules", "perceiver_obs.predictor"},
     "perceiver_obs/predictor.py": {"perceiver_obs.modules", "perceiver_obs.tokenizer", "perceiver_obs.generation"},
     "perceiver_obs/causal_perceiver.py": MODELS,
-    "perceiver_obs/step_graph.py": MODELS | {"perceiver_obs.causal_perceiver", "perceiver_obs.files"},
+    "perceiver_obs/step_graph.py": MODELS,
+    "perceiver_obs/onnx_step.py": {"perceiver_obs.causal_perceiver", "perceiver_obs.step_graph"},
     "perceiver_obs/context_encoder.py": {
         "perceiver_obs.causal_perceiver",
-        "perceiver_obs.step_graph",
+        "perceiver_obs.onnx_step",
         "perceiver_obs.context_space",
         "perceiver_obs.devices",
         "perceiver_obs.hub",

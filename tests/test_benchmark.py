@@ -203,7 +203,7 @@ def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
         "adapt_learning_rate": 0.0003,
         "adapt_steps": 300,
         "algorithm": "CrossQ",
-        "backend": "torch",
+        "backend": "auto",
         "batch_size": 256,
         "buffer_size": 100000,
         "camera": None,

@@ -26,10 +26,10 @@ def offline(model: CausalPerceiverIO, history: list[tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_sequence_of_calls_equals_the_offline_contexts(exported_model, backend, tolerance, data):
+def test_any_sequence_of_calls_equals_the_offline_contexts(action_model, backend, tolerance, data):
     """Pushes of all or some rows, peeks and resets in any order, against a history kept by hand."""
     rows = data.draw(st.integers(1, 4), label="rows")
-    encoder = ContextEncoder(exported_model, rows, "cpu", backend)
+    encoder = ContextEncoder(action_model, rows, "cpu", backend)
     history = [[] for _ in range(rows)]
     subsets = st.lists(st.integers(0, rows - 1), unique=True, max_size=rows)
     for number in range(data.draw(st.integers(1, 12), label="calls")):
@@ -50,7 +50,7 @@ def test_any_sequence_of_calls_equals_the_offline_contexts(exported_model, backe
         assert contexts.dtype == np.float32
         for i, row in enumerate(chosen):
             seen = [*history[row], (pixels[i], actions[i])]
-            np.testing.assert_allclose(contexts[i], offline(exported_model, seen), atol=tolerance, rtol=0)
+            np.testing.assert_allclose(contexts[i], offline(action_model, seen), atol=tolerance, rtol=0)
             if call != "peek":
                 history[row] = seen
 

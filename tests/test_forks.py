@@ -49,8 +49,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
-def test_forked_workers_compute_and_end_with_a_parent_that_is_killed(exported_model, tmp_path):
-    exported_model.save_pretrained(tmp_path)
+def test_forked_workers_compute_and_end_with_a_parent_that_is_killed(action_model, tmp_path):
+    action_model.save_pretrained(tmp_path)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
     # Workers that outlive the script hold its output open, and are waited for until the time is over.
@@ -72,8 +72,8 @@ def test_forked_workers_compute_and_end_with_a_parent_that_is_killed(exported_mo
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_copies_and_pickles_go_on_by_themselves(exported_model, tmp_path, backend):
-    exported_model.save_pretrained(tmp_path)
+def test_copies_and_pickles_go_on_by_themselves(action_model, tmp_path, backend):
+    action_model.save_pretrained(tmp_path)
     env = PerceiverContextWrapper(MovingSquare(length=20), str(tmp_path), backend=backend)
     env.reset(seed=0)
     env.step(np.ones(1, np.float32))
@@ -84,8 +84,8 @@ def test_copies_and_pickles_go_on_by_themselves(exported_model, tmp_path, backen
         np.testing.assert_array_equal([other.step(np.full(1, 0.5, np.float32))[0] for _ in range(3)], expected)
 
 
-def test_a_copied_encoder_has_rows_of_its_own(exported_model):
-    encoder = ContextEncoder(exported_model, 2, backend="onnx")
+def test_a_copied_encoder_has_rows_of_its_own(action_model):
+    encoder = ContextEncoder(action_model, 2, backend="onnx")
     frames = np.full((2, 64, 64, 3), 50, np.uint8)
     first = encoder.push(frames)
     other = copy.deepcopy(encoder)

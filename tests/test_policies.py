@@ -142,8 +142,8 @@ def test_environments_side_by_side(perceiver):
     single.close()
 
 
-def test_onnx_runtime_gives_policies_the_same_contexts(exported_model, tmp_path):
-    exported_model.save_pretrained(tmp_path)
+def test_onnx_runtime_gives_policies_the_same_contexts(action_model, tmp_path):
+    action_model.save_pretrained(tmp_path)
     common = {"task": "cartpole-swingup", "model": str(tmp_path), "action_repeat": REPEAT, "render_quality": "fast"}
     contexts = []
     for backend in ("torch", "onnx"):

@@ -30,7 +30,8 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         model: a bundled name, a directory, "hf://owner/name" of the hub, or a `CausalPerceiverIO`. With a
             string, `env.spec` survives JSON and pickle; with an object pickle only, and it carries the weights.
         device: where the model runs: `"auto"`, `"cpu"`, `"cuda"` ...
-        backend: `"torch"`, or `"onnx"`, about three times as fast on a CPU; see `ContextEncoder`.
+        backend: what computes the contexts: `"auto"` (ONNX Runtime on a CPU, PyTorch elsewhere), `"torch"` or
+            `"onnx"`; see `ContextEncoder`.
         keep_pixels: keep the frame beside the context, under its own key or `"pixels"`.
         pixels_key: the key of the frame in a `Dict` observation that has several images; `"robot/camera"` is the
             frame `"camera"` in a `Dict` `"robot"`.
@@ -62,7 +63,7 @@ class PerceiverContextWrapper(gym.Wrapper, RecordConstructorArgs):
         model: ModelLike = "dmc-small",
         *,
         device: str = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         keep_pixels: bool = False,
         pixels_key: str | None = None,
     ) -> None:

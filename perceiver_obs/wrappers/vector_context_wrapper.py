@@ -53,7 +53,7 @@ class PerceiverContextVectorWrapper(VectorWrapper):
         model: ModelLike = "dmc-small",
         *,
         device: str = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         keep_pixels: bool = False,
         pixels_key: str | None = None,
     ) -> None:

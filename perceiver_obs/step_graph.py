@@ -202,6 +202,7 @@ def _read_frames(graph: _Graph, model: CausalPerceiverIO) -> str:
         else:
             x = graph("Gelu", x)
     norm, project = reader.project
+    assert isinstance(norm, nn.LayerNorm)
     features = graph.norm(graph.reshape(x, 0, channels * height * width), norm)
     weights, bias = _weights(project)
     return graph.linear(features, weights, bias + _array(reader.which).reshape(-1))

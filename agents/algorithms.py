@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import stable_baselines3
+from gymnasium import spaces
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
@@ -18,7 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from perceiver_obs.isolation import isolated
 
+CONTINUOUS_ONLY = ("CrossQ", "DDPG", "SAC", "TD3", "TQC")
 DISCRETE_ONLY = ("DQN", "QRDQN")
+TARGET_UPDATE = 250  # steps between copies of DQN's target network; SB3's 10,000 is for millions of frames
 
 # For `load`: the replay buffer's class follows from n_steps again. SB3 warns if it comes from the file.
 CHOOSES_BUFFER = {"replay_buffer_class": None}
@@ -29,17 +32,44 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """The class of an algorithm of stable_baselines3, or of sb3_contrib where that is installed.
 
     Raises:
-        ValueError: there is none of this name that trains on plain observations and takes continuous actions, as
-            all tasks of dm_control have.
+        ValueError: there is none of this name that trains on plain observations.
     """
-    contrib = _contrib()
-    known = {**_trainable(stable_baselines3), **contrib}
+    known = _known()
     if name not in known:
-        unfit = f"{name} takes discrete actions only, and these tasks have continuous ones"
-        why = unfit if name in DISCRETE_ONLY else f"unknown algorithm {name!r}"
-        more = "" if contrib else " (and, with sb3-contrib installed, CrossQ, TQC and others)"
-        raise ValueError(f"{why}; available are {', '.join(sorted(known))}{more}")
+        raise ValueError(f"unknown algorithm {name!r}; {_available(known)}")
     return known[name]
+
+
+def fitting_algorithm(name: str | None, space: spaces.Space, env_name: str) -> str:
+    """The algorithm to train with actions of `space`: the one named, else SAC, DQN for `Discrete`, PPO for the others.
+
+    Says so in one line where SAC cannot.
+
+    Raises:
+        ValueError: the algorithm is unknown, or does not take such actions.
+    """
+    continuous, discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
+    if name is None:
+        name = "SAC" if continuous else "DQN" if discrete else "PPO"
+        if not continuous:
+            print(f"train-policy: {name}, as {env_name} takes {space} and SAC continuous actions only")
+        return name
+    algorithm_class(name)
+    unfit = () if continuous else CONTINUOUS_ONLY if discrete else (*CONTINUOUS_ONLY, *DISCRETE_ONLY)
+    if name in (DISCRETE_ONLY if continuous else unfit):
+        takes = "discrete" if name in DISCRETE_ONLY else "continuous"
+        known = {each for each in _known() if each not in (DISCRETE_ONLY if continuous else unfit)}
+        raise ValueError(f"{name} takes {takes} actions only, and {env_name} has {space}; {_available(known)}")
+    return name
+
+
+def _available(names: Iterable[str]) -> str:
+    more = "" if _contrib() else " (and, with sb3-contrib installed, others such as CrossQ and QRDQN)"
+    return f"available are {', '.join(sorted(names))}{more}"
+
+
+def _known() -> dict[str, type[BaseAlgorithm]]:
+    return {**_trainable(stable_baselines3), **_contrib()}
 
 
 def load_to_act(name: str, path: Path, device: str, venv: VecEnv | None = None) -> BaseAlgorithm:
@@ -84,6 +114,8 @@ def make_algorithm(
     if issubclass(cls, OffPolicyAlgorithm):
         # As many gradient steps as transitions collected, for any number of environments.
         arguments |= {"train_freq": 1, "gradient_steps": -1, **off_policy}
+    if name in DISCRETE_ONLY:
+        arguments["target_update_interval"] = TARGET_UPDATE
     if issubclass(cls, (TD3, DDPG)):
         size = np.prod(venv.action_space.shape or (1,)).astype(int)
         arguments["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, EXPLORATION_NOISE))
@@ -113,5 +145,5 @@ def _trainable(module: Any) -> dict[str, type[BaseAlgorithm]]:
         and issubclass(member, BaseAlgorithm)
         and "MlpPolicy" in member.policy_aliases
         # ARS takes no gradients, and MaskablePPO needs masks that these tasks do not have.
-        and name not in ("ARS", "MaskablePPO", *DISCRETE_ONLY)
+        and name not in ("ARS", "MaskablePPO")
     }

@@ -9,6 +9,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 
+def said_return(mean: float, std: float, episodes: int) -> str:
+    """A return as it is printed: "-137.2 ± 35.0 over 5 episodes"."""
+    return f"{mean:,.1f} ± {std:,.1f} over {episodes} episode{'' if episodes == 1 else 's'}"
+
+
 def play_episodes(
     policy: BaseAlgorithm, venv: VecEnv, episodes: int, *, seed: int, deterministic: bool = True
 ) -> tuple[list[float], list[int]]:

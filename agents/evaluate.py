@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import load_to_act
-from agents.episodes import play_episodes
+from agents.episodes import play_episodes, said_return
 from agents.fingerprint import check_fingerprint
 from agents.policy_env import PolicyEnvSettings, make_policy_env
 from agents.policy_files import POLICY_FILE, PolicyRecord
@@ -89,12 +89,13 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         returns=returns,
         lengths=lengths,
         frames=sum(lengths) * repeat,
-        task=record.settings["task"],
+        task=record.env_name,
         observation=record.settings["observation"],
         fingerprint=record.fingerprint,
     )
     out = settings.out if settings.out is not None else _directory(settings.policy) / "evaluation.json"
     write_atomic(out, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    print(f"evaluate: {result.task}, return {said_return(result.mean, result.std, len(returns))}: {out}")
     return result
 
 

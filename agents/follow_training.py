@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adapt_context import AdaptContext
-from agents.episodes import play_episodes
+from agents.episodes import play_episodes, said_return
 from agents.learning_curve import CurvePoint, LearningCurve
 from agents.policy_files import Checkpoints
 
@@ -84,3 +84,5 @@ class FollowTraining(BaseCallback):
         # The checkpoint first: a curve that lacks its last point is measured again, one that is ahead is cut.
         self._checkpoints.save(self.model, None if self._adapt is None else self._adapt.save)
         self._curve.append(point)
+        said = said_return(point.mean_return, point.std_return, len(returns))
+        print(f"train-policy: after {point.steps:,} steps return {said}", flush=True)

@@ -1,4 +1,4 @@
-"""The environments that policies are trained and evaluated in: one task, seen in one of four ways."""
+"""The environments that policies are trained and evaluated in: one environment, seen in one of four ways."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from stable_baselines3.common.vec_env import (
 
 from agents.vec_context import VecPerceiverContext
 from agents.vec_pca import VecFramePCA
-from envs import RecordRollouts, make_dmc
-from envs.dmc import RenderQuality
+from envs import EnvSettings, RecordRollouts
 from perceiver_obs.context_encoder import Backend
 
 Observation = Literal["context", "state", "pixels", "pca"]
@@ -31,28 +30,16 @@ FRAME_STACK = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyEnvSettings:
-    """A task and how the policy sees it."""
+class PolicyEnvSettings(EnvSettings):
+    """An environment and how the policy sees it."""
 
-    task: str = "walker-walk"
-    """dm_control task, as "domain-task"."""
     observation: Observation = "context"
-    """What the policy sees: "context" (the Perceiver's) or a baseline, "state" (the true state),
+    """What the policy sees: "context" (the Perceiver's) or a baseline, "state" (the true state; with --env what
+    is observed beside the frames),
     "pixels" (three stacked frames, for a CNN) or "pca" (principal components of three stacked frames)."""
     model: str = "dmc-small"
     """Perceiver that makes the contexts: bundled name, directory, or "hf://owner/name" of the hub.
     For "pca", the directory of a fitted projection; "state" and "pixels" need none."""
-    action_repeat: int | Literal["planet"] | None = None
-    """Control steps an action lasts, or "planet" for the DMControl-100k table. None: that table, and 2 for tasks that
-    are not in it. Keep to what the model was trained with."""
-    render_quality: RenderQuality = "smooth"
-    """"smooth" shows small motion, "fast" is twice as fast without, "standard" is MuJoCo's own and slow.
-    Keep to what the model was trained with."""
-    camera: int | str | None = None
-    """Camera, by number or name; None for the task's customary one.
-    Keep to what the model was trained with."""
-    size: int = 64
-    """Height and width of the frames in pixels."""
     device: str = "auto"
     """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
     backend: Backend = "auto"
@@ -111,15 +98,13 @@ class StateObservation(gym.Wrapper):
 
 def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str) -> gym.Env:
     sees_state = settings.observation == "state"
-    env = make_dmc(
-        settings.task,
-        size=settings.size,
-        camera=settings.camera,
-        action_repeat=settings.action_repeat,
+    env: gym.Env = settings.make_env(
         # Where the policy sees the state, nobody looks at the frames unless they are recorded.
-        render_quality="fast" if sees_state and record is None else settings.render_quality,
+        render_quality="fast" if sees_state and record is None else None,
         state_in_info=sees_state or record is not None,
     )
+    if sees_state and not env.get_wrapper_attr("state_names"):
+        raise ValueError(f"{settings.env_name} shows no state beside its frames: choose another observation")
     if record is not None:
         env = RecordRollouts(env, record, policy=tag)
     return Monitor(StateObservation(env) if sees_state else env)

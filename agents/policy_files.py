@@ -54,6 +54,11 @@ class PolicyRecord:
         return self.adaptation["began_with"] if self.adaptation else self.fingerprint
 
     @property
+    def env_name(self) -> str:
+        """The environment's id, or the task."""
+        return self.settings.get("env") or self.settings["task"]
+
+    @property
     def frame_settings(self) -> dict[str, Any]:
         """How the policy's frames were made: those settings, as numbers where they were left to the task."""
         domain, _ = split_task(self.settings["task"])

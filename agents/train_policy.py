@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adapt_context import AdaptContext
 from agents.adapt_run import adapted_record, make_adapt
-from agents.algorithms import CHOOSES_BUFFER, algorithm_class, make_algorithm
+from agents.algorithms import CHOOSES_BUFFER, algorithm_class, fitting_algorithm, make_algorithm
 from agents.fingerprint import check_fingerprint
+from agents.episodes import said_return
 from agents.follow_training import FollowTraining
-from agents.learning_curve import CURVE_FILE, LearningCurve
+from agents.learning_curve import CURVE_FILE, LearningCurve, read_curve
 from agents.made_with import made_with
 from agents.policy_env import PolicyEnvSettings, make_policy_env
 from agents.policy_files import (
@@ -55,8 +57,9 @@ _MAY_CHANGE = {
 class TrainPolicySettings(PolicyEnvSettings):
     """Train a policy on contexts or on a baseline, evaluated on the way; goes on where it was stopped."""
 
-    algorithm: str = "SAC"
-    """Algorithm of stable_baselines3 ("SAC", "PPO" ...) or, where installed, of sb3_contrib ("TQC" ...)."""
+    algorithm: str | None = None
+    """Algorithm of stable_baselines3 ("SAC", "PPO" ...) or, where installed, of sb3_contrib ("TQC" ...).
+    None: SAC; with Discrete actions DQN, with other choices PPO."""
     total_frames: int = 200_000
     """Length of the training in frames: control steps, that is agent steps times action repeat."""
     eval_every: int = 10_000
@@ -115,6 +118,7 @@ def train_policy(settings: TrainPolicySettings) -> Path:
         WrongPerceiver: the directory holds a run on another Perceiver's contexts.
         RunInUse: another process is training in the directory.
     """
+    settings = replace(settings, algorithm=_algorithm(settings))
     _check(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     with only_trainer(settings.out):
@@ -127,7 +131,7 @@ def _train(settings: TrainPolicySettings) -> Path:
     venv = make_policy_env(settings, settings.num_envs, settings.record)
     try:
         record = PolicyRecord(
-            settings.algorithm,
+            _named(settings),
             asdict(settings),
             _fingerprint(venv),
             _offline_data(settings),
@@ -142,7 +146,7 @@ def _train(settings: TrainPolicySettings) -> Path:
         total_steps = max(1, settings.total_frames // repeat)
         policy_file = settings.out / POLICY_FILE
         if checkpoint is not None and step_of(checkpoint) >= total_steps and policy_file.exists():
-            return policy_file
+            return _say_result(policy_file)
         if checkpoint is None:
             algorithm = _new(settings, venv, total_steps)
         else:
@@ -153,9 +157,16 @@ def _train(settings: TrainPolicySettings) -> Path:
             policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
             adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
             adapted_record(record, adapt).save(settings.out)
-        return save_policy(algorithm, settings.out)
+        return _say_result(save_policy(algorithm, settings.out))
     finally:
         venv.close()
+
+
+def _say_result(policy: Path) -> Path:
+    curve = policy.parent / CURVE_FILE
+    for last in read_curve(curve)[-1:] if curve.is_file() else []:
+        print(f"train-policy: {policy}, return {said_return(last.mean_return, last.std_return, len(last.returns))}")
+    return policy
 
 
 def _learn(
@@ -179,7 +190,7 @@ def _learn(
             max(0, total_steps - algorithm.num_timesteps),
             callback=[follow] if adapt is None else [follow, adapt],
             reset_num_timesteps=False,
-            tb_log_name=settings.algorithm,
+            tb_log_name=_named(settings),
             progress_bar=settings.progress_bar,
         )
         return adapt
@@ -190,7 +201,7 @@ def _learn(
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
     prior = sum(dataset.num_frames for dataset in _open(settings.prior_data))
     algorithm = make_algorithm(
-        settings.algorithm,
+        _named(settings),
         venv,
         policy="CnnPolicy" if settings.observation == "pixels" else "MlpPolicy",
         net_arch=list(settings.net_arch),
@@ -211,7 +222,7 @@ def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseA
 
 
 def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> BaseAlgorithm:
-    algorithm = algorithm_class(settings.algorithm).load(
+    algorithm = algorithm_class(_named(settings)).load(
         checkpoint / POLICY_FILE,
         env=venv,
         device=settings.device,
@@ -246,8 +257,23 @@ def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
     return known + [entry for entry in added if entry["fingerprint"] not in fingerprints]
 
 
+def _algorithm(settings: TrainPolicySettings) -> str:
+    """The algorithm of a run; ValueError where it cannot train in the environment."""
+    if settings.algorithm is not None:
+        algorithm_class(settings.algorithm)
+    if settings.env is None:
+        return fitting_algorithm(settings.algorithm, spaces.Box(-1, 1), settings.task)  # as all tasks take
+    env = settings.make_env(state_in_info=False)
+    env.close()
+    return fitting_algorithm(settings.algorithm, env.action_space, settings.env)
+
+
+def _named(settings: TrainPolicySettings) -> str:
+    assert settings.algorithm is not None  # chosen as training begins
+    return settings.algorithm
+
+
 def _check(settings: TrainPolicySettings) -> None:
-    algorithm_class(settings.algorithm)
     positive = ("total_frames", "eval_every", "eval_episodes", "num_envs", "batch_size", "buffer_size")
     for name in positive:
         if getattr(settings, name) < 1:
@@ -255,7 +281,7 @@ def _check(settings: TrainPolicySettings) -> None:
     for name, given in (("adapt_every", settings.adapt_every is not None), ("prior_data", bool(settings.prior_data))):
         if given and settings.observation != "context":
             raise ValueError(f'{name} needs the observation "context", got {settings.observation!r}')
-        if given and not issubclass(algorithm_class(settings.algorithm), OffPolicyAlgorithm):
+        if given and not issubclass(algorithm_class(_named(settings)), OffPolicyAlgorithm):
             raise ValueError(f"{name} needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
     if settings.adapt_every is None:
         return

@@ -74,11 +74,7 @@ class ContextPolicy:
             self._encoder = ContextEncoder(model, device=device)
         check_fingerprint(self._encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
         self._policy = load_to_act(record.algorithm, path, device)
-        if self._policy.action_space.shape != (context.action_size,):
-            raise ValueError(
-                f"{path} gives actions of shape {self._policy.action_space.shape}, "
-                f"the environment takes {(context.action_size,)}"
-            )
+        context.check_actions(self._policy.action_space, path)
         self._tag = f"sb3:{path.parent.name}"
         self._encoding = readable_actions(self._policy, self._encoder.action_dim, type(self).__name__)
         self._led_here: np.ndarray | None = None

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from agents.watch_episodes import make_watched_env, play_watched
 from envs.dmc import DmcEnv, RenderQuality
 from envs.rollouts import RolloutDataset
-from envs.tasks import split_task
+from envs.tasks import TASKS, near_matches
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.devices import choose_device
 from perceiver_obs.training.animation import SHORTEST_FRAME, SUFFIXES, save_animation
@@ -123,7 +123,10 @@ def watch(settings: WatchSettings) -> Path:
 
 def _check(settings: WatchSettings) -> Path:
     """The file to write, after checking all that can be before any work."""
-    split_task(settings.task)
+    if settings.task not in TASKS:
+        raise ValueError(
+            f"watch shows tasks of dm_control, got {settings.task!r}; {near_matches(settings.task, TASKS)}"
+        )
     for name, least in (("max_steps", 1), ("episodes", 2), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}")

@@ -35,8 +35,8 @@ def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset:
     if channels != 3 or height != width:
         raise ValueError(f"tasks are seen in square RGB frames, {settings.model} reads {(channels, height, width)}")
     record = find_record(settings.policy)
-    if record is not None and record.settings["task"] != settings.task:
-        raise ValueError(f"the policy {settings.policy} was trained on {record.settings['task']}, not {settings.task}")
+    if record is not None and record.env_name != settings.task:
+        raise ValueError(f"the policy {settings.policy} was trained on {record.env_name}, not {settings.task}")
     known = [vars(settings), record.frame_settings if record else {}]
     known += [{} if dataset is None else dataset.frame_contract.to_json()]
     known += [vars(FrameContract.of(model.frame_contract).commonest(settings.task))]
@@ -79,7 +79,7 @@ def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
 def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset | None) -> tuple[Episode, list[Episode]]:
     """The episode to watch, and others to fit the read-out on."""
     size = env.frame_contract["size"]
-    context = PolicyContext(env.action_size, size, 1 / env.metadata["render_fps"], env.state_names)
+    context = PolicyContext(env.action_space, size, 1 / env.metadata["render_fps"], env.state_names)
     policy = make_any_policy(settings.policy, context, settings.device, settings.model)
     num_others = settings.episodes if dataset is None else 0
     longest, fit_steps = (min(steps, env.max_steps or steps) for steps in (settings.max_steps, FIT_STEPS))

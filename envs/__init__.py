@@ -1,4 +1,4 @@
-"""dm_control tasks from pixels, and rollouts of them on disk.
+"""dm_control tasks and any Gymnasium environment from pixels, and rollouts of them on disk.
 
 Importing this package imports neither torch nor dm_control and leaves the OpenGL backend open; that waits until an
 environment is made.
@@ -6,7 +6,9 @@ environment is made.
 
 from envs.collect import CollectSettings, collect
 from envs.dmc import DmcEnv, make_dmc, state_names
+from envs.env_settings import EnvSettings
 from envs.episode import Episode, EpisodeExists, RolloutError
+from envs.frame_observation import FrameObservation, make_env
 from envs.minari import export_minari, import_minari
 from envs.pool import CollectionError
 from envs.record import RecordRollouts
@@ -21,7 +23,9 @@ __all__ = [
     "CollectionError",
     "DmcEnv",
     "Episode",
+    "EnvSettings",
     "EpisodeExists",
+    "FrameObservation",
     "RecordRollouts",
     "RolloutDataset",
     "RolloutError",
@@ -30,5 +34,6 @@ __all__ = [
     "export_minari",
     "import_minari",
     "make_dmc",
+    "make_env",
     "state_names",
 ]

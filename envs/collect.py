@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from envs.dmc import DmcEnv, RenderQuality
+from envs.dmc import DmcEnv
+from envs.env_settings import EnvSettings
+from envs.frame_observation import FrameObservation
 from envs.policies import policy_parts
 from envs.pool import CollectionError, Messages, Worker, WorkerPool
 from envs.process_worker import ProcessWorker, num_cores, worker_variables
@@ -19,36 +21,25 @@ from envs.rollouts import RolloutDataset, RolloutWriter, whole_episodes
 from perceiver_obs.files import remove_abandoned
 
 
-@dataclass(frozen=True)
-class CollectSettings:
-    """Collect rollouts of a dm_control task with worker processes; goes on where it was stopped."""
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings(EnvSettings):
+    """Collect rollouts of a dm_control task or any Gymnasium environment with worker processes; goes on where it was stopped."""
 
-    task: str = "walker-walk"
-    """Task of the dm_control suite, as domain-task."""
     out: str = "runs/data"
     """Directory of the dataset. If it holds one collected with the same settings, only what is missing is added."""
     episodes: int = 100
     """Episodes the dataset is to have in the end."""
     max_steps: int | None = None
-    """Environment steps after which an episode is cut off; None for the task's own time limit."""
-    size: int = 64
-    """Height and width of the frames, pixels."""
-    action_repeat: int | str | None = None
-    """Control steps per environment step, or "planet" for the DMControl-100k table. None: that table, and 2 for
-    tasks that are not in it."""
-    render_quality: RenderQuality = "smooth"
-    """Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
-    Use the same with the model that is trained on the data."""
-    camera: int | str | None = None
-    """Name or number of one of the task's cameras; None for the customary one."""
+    """Environment steps after which an episode is cut off; None for the time limit of the environment."""
     policy: str = "mixed"
-    """What acts: "random" (uniform), "correlated" (noise, from calm to wild) or "mixed" (one of them each episode).
+    """What acts: "random" (uniform), "correlated" (noise, from calm to wild; choices that last) or "mixed" (one of them each episode).
     Also the .zip of a Stable-Baselines3 policy (load only what you trust: it holds pickles) or a "module:Class".
     Several of these, with commas between, are drawn from for each episode."""
     random_init: bool = False
-    """Start from random poses in motion, rather than from the task's own starts."""
+    """Start from random poses in motion, rather than from the task's own starts. For tasks."""
     states: bool = True
-    """Record the true state beside the frames, for probes."""
+    """Record the true state beside the frames, for probes. With --env it is what is observed beside the frames, or
+    instead of them."""
     compress: bool = False
     """Compress frames without loss (zstd): less disk, slower reading."""
     workers: int = 0
@@ -95,7 +86,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
     env = make_collection_env(settings)
     steps = settings.max_steps or env.max_steps
     if steps is None:
-        raise ValueError(f"episodes of {settings.task} never end by themselves: give max_steps")
+        raise ValueError(f"episodes of {settings.env_name} have no time limit that is known: give max_steps")
     writer = RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
     env.close()
 
@@ -106,7 +97,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
     with ExitStack() as stack:
         pool = stack.enter_context(_worker_pool(settings, writer, len(missing)))
         bar = tqdm(
-            total=len(missing) * (steps + 1), unit="frame", desc=f"collect {settings.task}", disable=not progress
+            total=len(missing) * (steps + 1), unit="frame", desc=f"collect {settings.env_name}", disable=not progress
         )
         stack.enter_context(bar)
 
@@ -143,20 +134,15 @@ def _worker_pool(settings: CollectSettings, writer: RolloutWriter, episodes: int
         yield WorkerPool(start_on_ray, min(settings.workers or cores, max(episodes, 1)), settings.stall_seconds)
 
 
-def make_collection_env(settings: CollectSettings) -> DmcEnv:
+def make_collection_env(settings: CollectSettings) -> DmcEnv | FrameObservation:
     """The environment that episodes are played in, with the true state in `info`."""
     policy_parts(settings.policy)
-    return DmcEnv(
-        settings.task,
-        size=settings.size,
-        camera=settings.camera,
-        action_repeat=settings.action_repeat,
-        render_quality=settings.render_quality,
-        state_in_info=True,
-    )
+    if settings.random_init and settings.env is not None:
+        raise ValueError(f"random_init works for dm_control tasks only, not for {settings.env}")
+    return settings.make_env(state_in_info=True)
 
 
-def dataset_meta(settings: CollectSettings, env: DmcEnv) -> dict[str, Any]:
+def dataset_meta(settings: CollectSettings, env: DmcEnv | FrameObservation) -> dict[str, Any]:
     """The metadata of the dataset that `settings` ask for: all that determines its episodes."""
     parts = policy_parts(settings.policy)
     return {

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from gymnasium import spaces
 
 from envs.tasks import near_matches
+from perceiver_obs.actions import ActionEncoding
 
 BUILT_IN = ("random", "correlated")
 
@@ -22,16 +24,27 @@ class PolicyContext:
     """What a policy may know when it is made.
 
     Attributes:
-        action_size: entries of an action.
+        action_space: of the environment: a `Box`, `Discrete`, `MultiDiscrete` or `MultiBinary`.
         frame_size: height and width of the frames, pixels.
         step_seconds: simulated time per environment step.
-        state_names: the entries of the true state.
+        state_names: the entries of the true state; none where it is not known.
     """
 
-    action_size: int
+    action_space: spaces.Space
     frame_size: int
     step_seconds: float
     state_names: tuple[str, ...]
+
+    @property
+    def actions(self) -> ActionEncoding:
+        """How the actions are encoded as floats."""
+        return ActionEncoding.from_space(self.action_space)
+
+    def check_actions(self, space: spaces.Space, path: str | Path) -> None:
+        """Raises ValueError where a policy that was saved at `path` acts in another space."""
+        actions, known = ActionEncoding.from_space(space), self.actions
+        if (actions.kind, actions.shape, actions.choices) != (known.kind, known.shape, known.choices):
+            raise ValueError(f"{path} gives {actions}, the environment takes {known}")
 
 
 class Policy(Protocol):
@@ -41,33 +54,36 @@ class Policy(Protocol):
         """Start an episode and return the tag it is recorded under."""
 
     def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Choose an action, `[A]` in [-1, 1], from the frame, uint8 `[H, W, 3]`, and the true state `[S]`."""
+        """Choose an action of the environment's space from the frame, uint8 `[H, W, 3]`, and the true state `[S]`."""
 
 
 class UniformRandom:
-    """Every action entry independent and uniform in [-1, 1]."""
+    """Every action entry independent and uniform: between its bounds, [-1, 1] where it has none, or of its choices."""
 
     def __init__(self, context: PolicyContext):
-        self._size = context.action_size
+        self._actions = context.actions
 
     def begin(self, rng: np.random.Generator) -> str:
         self._rng = rng
         return "random"
 
     def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
-        return self._rng.uniform(-1.0, 1.0, self._size)
+        return random_action(self._actions, self._rng)
 
 
 class CorrelatedNoise:
-    """Ornstein-Uhlenbeck noise; each episode draws its own strength and correlation time, from calm to wild.
+    """Actions that last: each episode draws its own correlation time, log-uniform in 0.05 to 1 second.
 
-    Strength (standard deviation before clipping to [-1, 1]) is log-uniform in 0.05 to 1.5, correlation time in
-    0.05 to 1 second. On cartpole the noise would drive the cart off the picture, so there the action also pulls
+    In a `Box` they are Ornstein-Uhlenbeck noise of an own strength each episode, from calm to wild. Choices and bits
+    are drawn anew, each by itself, as often as the correlation time says, and kept in between.
+
+    Strength (standard deviation in bounds scaled to [-1, 1], to which it is clipped) is log-uniform in 0.05 to 1.5.
+    On dm_control's cartpole the noise would drive the cart off the picture, so there the action also pulls
     the cart back to the middle, by a spring and a damper on its true position and velocity.
     """
 
     def __init__(self, context: PolicyContext):
-        self._size = context.action_size
+        self._actions = context.actions
         self._step_seconds = context.step_seconds
         names = context.state_names
         self._cart = None
@@ -79,17 +95,24 @@ class CorrelatedNoise:
         self._strength = np.exp(rng.uniform(np.log(0.05), np.log(1.5)))
         correlation_seconds = np.exp(rng.uniform(np.log(0.05), np.log(1.0)))
         self._decay = np.exp(-self._step_seconds / correlation_seconds)
-        self._noise = rng.normal(size=self._size)
+        if self._actions.kind != "normalised":
+            self._held = random_action(self._actions, rng)
+            return f"correlated(seconds={correlation_seconds:.2f})"
+        self._noise = rng.normal(size=self._actions.size)
         return f"correlated(strength={self._strength:.2f},seconds={correlation_seconds:.2f})"
 
     def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
-        fresh = self._rng.normal(size=self._size)
+        if self._actions.kind != "normalised":
+            keeps = self._rng.random(self._actions.shape) < self._decay
+            self._held = np.where(keeps, self._held, random_action(self._actions, self._rng))
+            return self._held
+        fresh = self._rng.normal(size=self._actions.size)
         self._noise = self._decay * self._noise + np.sqrt(1 - self._decay**2) * fresh
         action = self._strength * self._noise
         if self._cart is not None:
             position, velocity = state[list(self._cart)]
             action = np.clip(action, -1.0, 1.0) - position - 0.3 * velocity
-        return np.clip(action, -1.0, 1.0)
+        return self._actions.decode(np.clip(action, -1.0, 1.0)[None])[0]
 
 
 class Mixture:
@@ -104,6 +127,16 @@ class Mixture:
 
     def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
         return self._policy.act(frame, state)
+
+
+def random_action(actions: ActionEncoding, rng: np.random.Generator) -> np.ndarray:
+    """A uniformly random action, `actions.shape`, in the environment's own unit."""
+    if actions.kind == "normalised":
+        return actions.decode(rng.uniform(-1.0, 1.0, actions.size)[None])[0]
+    if actions.kind == "bits":
+        return rng.integers(0, 2, actions.shape)
+    start, choices = (np.reshape(each, actions.shape) for each in (actions.start, actions.choices))
+    return start + rng.integers(0, choices)
 
 
 def policy_parts(policy: str) -> list[str]:

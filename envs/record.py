@@ -1,18 +1,14 @@
 """`RecordRollouts`: the episodes that somebody else plays, such as a policy in training, become rollouts on disk."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 
-from envs.rollouts import RolloutError, RolloutWriter
-from perceiver_obs.actions import ActionEncoding, executed_actions
-from perceiver_obs.frame_contract import check_pixel_range
+from envs.describe import describe_env, recorded_actions, shows_states
+from envs.rollouts import RolloutWriter
 
 
 class RecordRollouts(gymnasium.Wrapper):
@@ -41,12 +37,9 @@ class RecordRollouts(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, path: str | Path, *, policy: str = "policy"):
         super().__init__(env)
-        try:
-            self._encoding = executed_actions(env, type(self).__name__)
-        except TypeError as error:
-            raise RolloutError(f"{env} cannot be recorded: {error}") from None
-        self._keeps_states = env.has_wrapper_attr("state_in_info") and bool(env.get_wrapper_attr("state_in_info"))
-        meta = _describe(env, self._encoding, self._keeps_states)
+        self._encoding = recorded_actions(env, type(self).__name__)
+        self._keeps_states = shows_states(env)
+        meta = describe_env(env, self._encoding, self._keeps_states)
         self._writer = RolloutWriter(path, {**meta, "collection": {"policy": [policy]}})
         self._policy = policy
         self._seed = 0
@@ -97,44 +90,3 @@ class RecordRollouts(gymnasium.Wrapper):
         self._frames.append(np.array(frame))
         if self._keeps_states:
             self._states.append(np.array(info["state"], np.float32))
-
-
-def describe_foreign(spec: EnvSpec | None, frames: spaces.Space, actions: ActionEncoding) -> dict[str, Any]:
-    """A dataset's metadata, as far as an environment's spec and the space of its frames tell it.
-
-    Raises:
-        RolloutError: the frames are not uint8 `[size, size, 3]`.
-    """
-    shape = frames.shape
-    if not isinstance(frames, spaces.Box) or shape is None or len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
-        raise RolloutError(f"expected square RGB frames as observations, got {frames}")
-    if frames.dtype != np.uint8:
-        raise RolloutError(f"expected frames of dtype uint8, got {frames.dtype}")
-    try:
-        check_pixel_range(frames, "the observation")
-    except ValueError as error:
-        raise RolloutError(str(error)) from None
-    env_id = spec.id if spec else "unknown"
-    kwargs = json.loads(json.dumps(spec.kwargs if spec else {}, default=repr))
-    contract = {"size": shape[0], "channels": 3, "tasks": [env_id]}
-    return {
-        "env": {"id": env_id, "kwargs": kwargs},
-        "frame_contract": {**contract, "action_repeat": None, "camera": None, "render_quality": None},
-        "action_size": actions.size,
-        "actions": actions.meta,
-        "state_names": None,
-    }
-
-
-def _describe(env: gymnasium.Env, actions: ActionEncoding, states: bool) -> dict[str, Any]:
-    meta = describe_foreign(env.spec, env.observation_space, actions)
-    size = meta["frame_contract"]["size"]
-    if env.has_wrapper_attr("rollout_meta"):
-        meta = {**meta, **env.get_wrapper_attr("rollout_meta")(states), "action_size": actions.size}
-    else:
-        if env.has_wrapper_attr("frame_contract"):
-            meta["frame_contract"] |= env.get_wrapper_attr("frame_contract")
-        if states:
-            meta["state_names"] = list(env.get_wrapper_attr("state_names"))
-    meta["frame_contract"] = {**meta["frame_contract"], "size": size}  # a wrapper may have resized the frames
-    return meta

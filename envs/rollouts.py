@@ -18,9 +18,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from envs.content_hash import PIXELS_DIGEST, FoundDigests, episode_digest
+from envs.describe import describe_data, describe_env, recorded_actions, shows_states
 from envs.episode import Episode, Layout, RolloutError, check_episode
 from envs.episode_files import (
     DAMAGED,
@@ -157,8 +160,17 @@ def one_each(datasets: Iterable[RolloutDataset]) -> list[RolloutDataset]:
 class RolloutWriter:
     """Adds episodes to a dataset, which it makes where there is none. Any number of writers may share one.
 
+    What the data are of is said in one of three ways: by the environment, `RolloutWriter(path, env=env)`; by `task`,
+    `size`, `action_space` and `state_names`; or by all of the metadata.
+
     Args:
         path: the dataset's directory.
+        env: gives frames uint8 `[size, size, 3]`; its `frame_contract` is taken, and its `state_names` where it puts
+            the state into `info`. `envs.make_env` and `envs.FrameObservation` make such environments.
+        task: name of the environment, robot or scene.
+        size: height and width of the frames, pixels.
+        action_space: how actions are encoded follows from it (`ActionEncoding.from_space`).
+        state_names: of the entries of the state, "position/…" or "velocity/…"; None records none.
         meta: `env` (`id` and `kwargs`), `frame_contract`, `action_size`, `state_names` (None where no states are
             recorded), `actions` (`ActionEncoding.meta`; normalised to [-1, 1] where it is left out) and whatever else
             describes the data; format and versions are added. To write on to a dataset, all but the versions must be
@@ -166,10 +178,35 @@ class RolloutWriter:
         compress: store frames compressed by zstd: without loss, but read whole and not by memory map.
 
     Raises:
-        RolloutError: `meta` lacks an entry, or `path` holds a dataset with other metadata.
+        RolloutError: `meta` lacks an entry, `env` cannot be recorded, or `path` holds a dataset with other metadata.
+        TypeError: the data are described in none of these ways, or in several.
+
+    Example:
+        >>> from gymnasium import spaces
+        >>> from envs import RolloutWriter
+        >>> writer = RolloutWriter("runs/mine", task="my-robot", size=64, action_space=spaces.Box(-1, 1, (2,)))
     """
 
-    def __init__(self, path: str | Path, meta: Mapping[str, Any], *, compress: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        env: gymnasium.Env | None = None,
+        task: str | None = None,
+        size: int = 64,
+        action_space: spaces.Space | None = None,
+        state_names: Sequence[str] | None = None,
+        compress: bool = False,
+    ):
+        if sum(each is not None for each in (meta, env, task)) != 1 or (task is None) != (action_space is None):
+            raise TypeError("RolloutWriter needs one of: env; task, size and action_space; or meta")
+        if env is not None:
+            meta = describe_env(env, recorded_actions(env, type(self).__name__), shows_states(env))
+        elif task is not None:
+            assert action_space is not None
+            meta = describe_data(task, size, ActionEncoding.from_space(action_space), state_names)
+        assert meta is not None
         self.path = Path(path)
         self.compress = compress
         # Through JSON and back, to compare equal with what is read from a file (tuples become lists).

@@ -40,11 +40,7 @@ class Sb3Policy:
         # Without this, loading an off-policy algorithm would set up the replay buffer it was trained with.
         with isolated():  # SB3 seeds all generators with the seed of the training
             self._model = algorithm_class(path).load(path, device="cpu", custom_objects={"buffer_size": 1})
-        if self._model.action_space.shape != (context.action_size,):
-            raise ValueError(
-                f"{path} gives actions of shape {self._model.action_space.shape}, "
-                f"the environment takes {(context.action_size,)}"
-            )
+        context.check_actions(self._model.action_space, path)
         if (maker := getattr(self._model.observation_space, "fingerprint", None)) is not None:
             raise ValueError(
                 f"{path} acts on contexts of the model of fingerprint {maker}, which are not made here: "
@@ -88,7 +84,7 @@ def algorithm_class(path: str | Path) -> Any:
 
 def _algorithm_name(policy_module: str, data: dict) -> str | None:
     """Off-policy algorithms have policies of their own; the on-policy ones share theirs and differ in settings."""
-    by_module = {"sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ"}
+    by_module = {"sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ", "dqn": "DQN", "qrdqn": "QRDQN"}
     for part in policy_module.split("."):
         if part in by_module:
             return by_module[part]
@@ -102,7 +98,7 @@ def _algorithm_name(policy_module: str, data: dict) -> str | None:
 def _observed_frames(path: str | Path, space, context: PolicyContext) -> tuple[int, bool]:
     """(stacked frames, channels first) that a policy observes; (0, False) where it observes the state."""
     size, shape = context.frame_size, space.shape
-    if shape == (len(context.state_names),):
+    if context.state_names and shape == (len(context.state_names),):
         return 0, False
     if shape is not None and len(shape) == 3:
         if shape[:2] == (size, size) and shape[2] % 3 == 0:

@@ -5,6 +5,7 @@ backend; `import envs` must leave that open.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import gymnasium
@@ -32,6 +33,8 @@ _TASKS_BY_DOMAIN = {
 }
 TASKS = tuple(f"{domain}-{name}" for domain, names in _TASKS_BY_DOMAIN.items() for name in names)
 
+_GYMNASIUM_ID = re.compile(r"(?:[\w.]+:)?(?:[\w-]+/)?[\w.-]+-v\d+")
+
 PLANET_ACTION_REPEAT = {
     "cartpole": 8,
     "reacher": 4,
@@ -46,6 +49,11 @@ PLANET_ACTION_REPEAT = {
 def split_task(task: str) -> tuple[str, str]:
     """Domain and task of, say, "ball_in_cup-catch"; an unknown one raises ValueError naming near matches."""
     if task not in TASKS:
+        if task in gymnasium.registry or _GYMNASIUM_ID.fullmatch(str(task)):
+            raise ValueError(
+                f"{task} is not a task of the dm_control suite but a Gymnasium environment: --env {task} on the command "
+                f"line, envs.make_env({task!r}) in Python"
+            )
         raise ValueError(f"unknown task {task!r}; {near_matches(str(task), TASKS)}")
     domain, name = task.split("-", 1)
     return domain, name

@@ -21,10 +21,12 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 import numpy as np
+from gymnasium import spaces
 
 from envs.collect import CollectSettings, dataset_meta, make_collection_env
 from envs.dmc import DmcEnv
 from envs.episode import Episode, EpisodeExists
+from envs.frame_observation import FrameObservation
 from envs.policies import Policy, PolicyContext, make_policy
 from envs.rollouts import RolloutWriter
 from perceiver_obs.actions import ActionEncoding
@@ -32,11 +34,11 @@ from perceiver_obs.actions import ActionEncoding
 _REPORT_SECONDS = 0.5
 
 
-def make_players(settings: CollectSettings) -> tuple[DmcEnv, Policy]:
+def make_players(settings: CollectSettings) -> tuple[DmcEnv | FrameObservation, Policy]:
     """The environment and the policy that play the episodes of a dataset."""
     env = make_collection_env(settings)
     context = PolicyContext(
-        action_size=env.action_size,
+        action_space=env.action_space,
         frame_size=settings.size,
         step_seconds=1 / env.metadata["render_fps"],
         state_names=env.state_names,
@@ -45,7 +47,7 @@ def make_players(settings: CollectSettings) -> tuple[DmcEnv, Policy]:
 
 
 def play_episode(
-    env: DmcEnv,
+    env: DmcEnv | FrameObservation,
     policy: Policy,
     settings: CollectSettings,
     index: int,
@@ -67,24 +69,28 @@ def play_episode(
 
 
 def play_in_parts(
-    env: DmcEnv, policy: Policy, settings: CollectSettings, index: int
+    env: DmcEnv | FrameObservation, policy: Policy, settings: CollectSettings, index: int
 ) -> Iterator[tuple[int, Episode | None]]:
     """`play_episode` that yields the frames rendered since, every half second, and in the end with the episode."""
     reset_seed, policy_seed = np.random.SeedSequence([settings.seed, index]).generate_state(2)
     tag = policy.begin(np.random.default_rng(policy_seed))
     frame, info = env.reset(seed=int(reset_seed), options={"random_init": settings.random_init})
-    frames, states, encoding = [frame], [info["state"]], ActionEncoding.from_space(env.action_space)
+    frames, states = [frame], [_state(info)]
+    space, encoding = env.action_space, ActionEncoding.from_space(env.action_space)
     actions, rewards = [], []
     terminated = truncated = False
     reported, reported_at = 0, time.monotonic()
     while not (terminated or truncated):
         # Copies both ways: a policy may work in place on what it sees, and use its action's array again.
-        action = np.array(policy.act(frame.copy(), states[-1].copy()), np.float32)
+        action = np.array(policy.act(frame.copy(), states[-1].copy()))
+        if isinstance(space, spaces.Box):
+            action = action.astype(space.dtype)
         actions.append(encoding.encode(action)[0])
+        action = action.astype(space.dtype)[()]  # of a single choice a number, as `Discrete.sample` gives it
         frame, reward, terminated, truncated, info = env.step(action)
         frames.append(frame)
-        states.append(info["state"])
-        rewards.append(reward)
+        states.append(_state(info))
+        rewards.append(float(reward))
         truncated = truncated or (not terminated and len(actions) == settings.max_steps)
         if time.monotonic() - reported_at > _REPORT_SECONDS:
             yield len(frames) - reported, None
@@ -93,13 +99,17 @@ def play_in_parts(
         pixels=np.stack(frames),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
-        terminated=terminated,
-        truncated=truncated,
+        terminated=bool(terminated),
+        truncated=bool(truncated),
         seed=int(reset_seed),
         policy=tag,
-        states=np.stack(states) if settings.states else None,
+        states=np.stack(states) if settings.states and env.state_names else None,
     )
     yield len(frames) - reported, episode
+
+
+def _state(info: dict[str, Any]) -> np.ndarray:
+    return info.get("state", np.zeros(0, np.float32))
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ class ActionEncoding:
         rows[np.arange(num_rows)[:, None], self._offsets + (values - first).astype(np.int64)] = 1.0
         return rows
 
-    def decode(self, rows: NDArray[np.float32]) -> NDArray[Any]:
+    def decode(self, rows: NDArray[np.floating]) -> NDArray[Any]:
         """Actions `[N, *shape]` in the environment's own unit, from rows `[N, A]`: float64, or int64 of choices."""
         if self.kind == "normalised":
             low, high = self._limits

@@ -23,7 +23,12 @@ class Job:
 
 
 JOBS = {
-    "collect": Job("envs.collect", "CollectSettings", "collect", "collect rollouts of a dm_control task"),
+    "collect": Job(
+        "envs.collect",
+        "CollectSettings",
+        "collect",
+        "collect rollouts of a dm_control task or any Gymnasium environment",
+    ),
     "train-tokenizer": Job(
         "perceiver_obs.training.train_tokenizer",
         "TrainTokenizerSettings",
@@ -67,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else USAGE_ERROR
+    # Several threads on a busy machine take many times as long as one. Read as torch is imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if os.getcwd() not in sys.path:  # where modules of a "module:ID" or "module:Class" are looked for, too
+        sys.path.append(os.getcwd())
     if not sys.stderr.isatty():  # in a log file a progress bar draws itself once in ten seconds
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     name, *options = arguments
@@ -108,6 +117,7 @@ def usage() -> str:
             "",
             "perceiver-obs COMMAND --help explains every setting; --settings FILE.json takes them from a file;",
             "--debug shows the traceback of an error.",
+            "Computes with one thread: set OMP_NUM_THREADS for more, on a machine that is otherwise idle.",
         ]
     )
 

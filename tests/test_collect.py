@@ -34,7 +34,7 @@ def files(out):
 
 
 def context(env):
-    return PolicyContext(env.action_size, 16, 1 / env.metadata["render_fps"], env.state_names)
+    return PolicyContext(env.action_space, 16, 1 / env.metadata["render_fps"], env.state_names)
 
 
 # What is collected
@@ -286,7 +286,7 @@ def test_saved_policies_collect_and_their_episodes_can_be_played_again(tmp_path)
     assert {episode.policy for episode in data} == {"sb3:state.zip", "sb3:frames.zip", "random"}
 
     env = make_collection_env(chosen)
-    again = make_policy(policy, PolicyContext(1, 36, 1 / env.metadata["render_fps"], env.state_names))
+    again = make_policy(policy, PolicyContext(env.action_space, 36, 1 / env.metadata["render_fps"], env.state_names))
     for index in (2, 0, 1):
         replayed = play_episode(env, again, chosen, index)
         assert np.array_equal(replayed.actions, data[index].actions)
@@ -300,7 +300,7 @@ def test_saved_policies_collect_and_their_episodes_can_be_played_again(tmp_path)
 def test_a_stacked_policy_sees_what_vec_frame_stack_shows(tmp_path, monkeypatch):
     frames = make_stacked_policy("reacher-easy", tmp_path / "frames.zip")
     env = DmcEnv("reacher-easy", size=36, render_quality="fast", state_in_info=True)
-    policy = make_policy(str(tmp_path / "frames.zip"), PolicyContext(2, 36, 0.04, env.state_names))
+    policy = make_policy(str(tmp_path / "frames.zip"), PolicyContext(env.action_space, 36, 0.04, env.state_names))
     seen = []
     predict = PPO.predict
     monkeypatch.setattr(PPO, "predict", lambda self, obs, **kwargs: seen.append(obs) or predict(self, obs, **kwargs))
@@ -345,7 +345,9 @@ def test_files_that_are_no_policy_and_policies_that_do_not_fit_are_named(tmp_pat
         collect(settings(tmp_path / "data", policy=str(tmp_path / "text.zip")), progress=False)
     PPO("MlpPolicy", StateEnv(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "cartpole.zip")
     walker = DmcEnv("walker-walk", size=16, render_quality="fast")
-    with pytest.raises(ValueError, match=r"actions of shape \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"gives actions of shape \(1,\), the environment takes actions of shape \(6,\)"
+    ):
         make_policy(str(tmp_path / "cartpole.zip"), context(walker))
     pendulum = DmcEnv("pendulum-swingup", size=16, render_quality="fast")
     with pytest.raises(ValueError, match="neither the true state"):

@@ -131,7 +131,7 @@ def test_a_policy_on_contexts_is_not_taken_for_one_on_states(models, tmp_path):
     SAC("MlpPolicy", make_vec(models[0]), buffer_size=10, device="cpu").save(tmp_path / "policy.zip")
     names = tuple(f"position/{number}" for number in range(32))
     with pytest.raises(ValueError, match=f"contexts of the model of fingerprint {models[0].fingerprint}"):
-        make_policy(str(tmp_path / "policy.zip"), PolicyContext(2, 64, 0.05, names))
+        make_policy(str(tmp_path / "policy.zip"), PolicyContext(gym.spaces.Box(-1, 1, (2,)), 64, 0.05, names))
 
 
 @pytest.mark.parametrize("shell", [PerceiverContextWrapper, lambda env, model: make_shown(env, model)])

@@ -174,7 +174,7 @@ def test_arguments_of_make_dmc(argument, value):
 )
 def test_names_of_policies(name):
     try:
-        policy = make_policy(name, PolicyContext(1, SIZE, 0.1, ()))
+        policy = make_policy(name, PolicyContext(spaces.Box(-1, 1, (1,)), SIZE, 0.1, ()))
     except REFUSED:
         return
     policy.begin(np.random.default_rng(0))

@@ -117,7 +117,9 @@ def test_saved_policies_load_and_act_from_generators_of_their_own(tiny_data, mod
         assert add_rollouts(with_contexts, [tiny_data]) == sum(map(len, RolloutDataset(tiny_data)))
     path = tmp_path / "policy.zip"
     PPO("MlpPolicy", DummyVecEnv([lambda: gym.make("Pendulum-v1")]), seed=5).save(path)
-    context = PolicyContext(action_size=1, frame_size=64, step_seconds=0.01, state_names=("x", "y", "speed"))
+    context = PolicyContext(
+        gym.spaces.Box(-2, 2, (1,)), frame_size=64, step_seconds=0.01, state_names=("x", "y", "speed")
+    )
     frame, state = np.zeros((64, 64, 3), np.uint8), np.ones(3, np.float32)
     actions = []
     for seed in (1, 1, 2):

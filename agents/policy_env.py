@@ -96,6 +96,23 @@ class StateObservation(gym.Wrapper):
         return info.pop("state"), reward, terminated, truncated, info
 
 
+class ChoicesFromZero(gym.Wrapper):
+    """Counts choices from 0, as SB3 does, where those of the environment begin elsewhere."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        space: Any = env.action_space
+        self._start = space.start
+        if isinstance(space, spaces.Discrete):
+            self.action_space = spaces.Discrete(space.n)
+        else:
+            self.action_space = spaces.MultiDiscrete(space.nvec)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes the choice that is meant."""
+        return self.env.step(action + self._start)
+
+
 def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str) -> gym.Env:
     sees_state = settings.observation == "state"
     env: gym.Env = settings.make_env(
@@ -107,4 +124,6 @@ def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str) -> gym
         raise ValueError(f"{settings.env_name} shows no state beside its frames: choose another observation")
     if record is not None:
         env = RecordRollouts(env, record, policy=tag)
+    if np.any(getattr(env.action_space, "start", 0)):
+        env = ChoicesFromZero(env)
     return Monitor(StateObservation(env) if sees_state else env)

@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.adapt_context import AdaptContext
 from agents.adapt_run import adapted_record, make_adapt
 from agents.algorithms import CHOOSES_BUFFER, algorithm_class, fitting_algorithm, make_algorithm
-from agents.fingerprint import check_fingerprint
 from agents.episodes import said_return
+from agents.fingerprint import check_fingerprint
 from agents.follow_training import FollowTraining
 from agents.learning_curve import CURVE_FILE, LearningCurve, read_curve
 from agents.made_with import made_with

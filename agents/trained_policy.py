@@ -74,7 +74,7 @@ class ContextPolicy:
             self._encoder = ContextEncoder(model, device=device)
         check_fingerprint(self._encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
         self._policy = load_to_act(record.algorithm, path, device)
-        context.check_actions(self._policy.action_space, path)
+        self._context, self._actions = context, context.check_actions(self._policy.action_space, path)
         self._tag = f"sb3:{path.parent.name}"
         self._encoding = readable_actions(self._policy, self._encoder.action_dim, type(self).__name__)
         self._led_here: np.ndarray | None = None
@@ -91,4 +91,4 @@ class ContextPolicy:
         action = self._policy.predict(context[0], deterministic=True)[0]
         if self._encoding is not None:
             self._led_here = self._encoding.encode(action)
-        return action
+        return self._context.as_taken(action, self._actions)

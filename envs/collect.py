@@ -23,7 +23,7 @@ from perceiver_obs.files import remove_abandoned
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings(EnvSettings):
-    """Collect rollouts of a dm_control task or any Gymnasium environment with worker processes; goes on where it was stopped."""
+    """Collect rollouts of a task or any environment with worker processes; goes on where it was stopped."""
 
     out: str = "runs/data"
     """Directory of the dataset. If it holds one collected with the same settings, only what is missing is added."""
@@ -32,8 +32,9 @@ class CollectSettings(EnvSettings):
     max_steps: int | None = None
     """Environment steps after which an episode is cut off; None for the time limit of the environment."""
     policy: str = "mixed"
-    """What acts: "random" (uniform), "correlated" (noise, from calm to wild; choices that last) or "mixed" (one of them each episode).
-    Also the .zip of a Stable-Baselines3 policy (load only what you trust: it holds pickles) or a "module:Class".
+    """What acts: "random" (uniform), "correlated" (noise, from calm to wild; choices that last) or
+    "mixed" (one of them each episode). Also the .zip of a Stable-Baselines3 policy (load only what you trust: it holds
+    pickles) or a "module:Class".
     Several of these, with commas between, are drawn from for each episode."""
     random_init: bool = False
     """Start from random poses in motion, rather than from the task's own starts. For tasks."""

@@ -64,9 +64,10 @@ def make_env(
             state_in_info=state_in_info,
         )
     except (gymnasium.error.Error, TypeError) as error:
-        raise ValueError(
-            f"cannot make {env_id}({', '.join(f'{k}={v!r}' for k, v in arguments.items())}): {error}"
-        ) from (error)
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        unknown = isinstance(error, gymnasium.error.UnregisteredEnv) and ":" not in env_id
+        hint = "; one that another package registers is named module:ID" if unknown else ""
+        raise ValueError(f"cannot make {env_id}({given}): {error}{hint}") from error
 
 
 def parse_kwargs(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from envs.episode import Episode
 from envs.describe import describe_foreign
+from envs.episode import Episode
 from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs.actions import ActionEncoding, dataset_actions
 from perceiver_obs.files import new_directory, rename_directory, scratch_directory

@@ -40,11 +40,16 @@ class PolicyContext:
         """How the actions are encoded as floats."""
         return ActionEncoding.from_space(self.action_space)
 
-    def check_actions(self, space: spaces.Space, path: str | Path) -> None:
-        """Raises ValueError where a policy that was saved at `path` acts in another space."""
+    def check_actions(self, space: spaces.Space, path: str | Path) -> ActionEncoding:
+        """The encoding of the actions of a policy saved at `path`; ValueError where the environment takes others."""
         actions, known = ActionEncoding.from_space(space), self.actions
         if (actions.kind, actions.shape, actions.choices) != (known.kind, known.shape, known.choices):
             raise ValueError(f"{path} gives {actions}, the environment takes {known}")
+        return actions
+
+    def as_taken(self, action: np.ndarray, actions: ActionEncoding) -> np.ndarray:
+        """A policy's action as the environment takes it: SB3's choices count from 0, whatever the first is called."""
+        return self.actions.decode(actions.encode(action))[0] if actions.kind == "one-hot" else action
 
 
 class Policy(Protocol):

@@ -40,7 +40,7 @@ class Sb3Policy:
         # Without this, loading an off-policy algorithm would set up the replay buffer it was trained with.
         with isolated():  # SB3 seeds all generators with the seed of the training
             self._model = algorithm_class(path).load(path, device="cpu", custom_objects={"buffer_size": 1})
-        context.check_actions(self._model.action_space, path)
+        self._context, self._actions = context, context.check_actions(self._model.action_space, path)
         if (maker := getattr(self._model.observation_space, "fingerprint", None)) is not None:
             raise ValueError(
                 f"{path} acts on contexts of the model of fingerprint {maker}, which are not made here: "
@@ -64,7 +64,7 @@ class Sb3Policy:
                 observation = observation.transpose(2, 0, 1)
         with self._isolated(int(self._rng.integers(2**32))):
             action, _ = self._model.predict(observation, deterministic=False)
-        return action
+        return self._context.as_taken(action, self._actions)
 
 
 def algorithm_class(path: str | Path) -> Any:

@@ -66,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Wrong input is reported in one line; `--debug`, or PERCEIVER_OBS_DEBUG=1, shows where it came from.
     """
+    # Several threads on a busy machine take many times as long as one. Read as torch is imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("PERCEIVER_OBS_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else USAGE_ERROR
-    # Several threads on a busy machine take many times as long as one. Read as torch is imported, which is later.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if os.getcwd() not in sys.path:  # where modules of a "module:ID" or "module:Class" are looked for, too
         sys.path.append(os.getcwd())
     if not sys.stderr.isatty():  # in a log file a progress bar draws itself once in ten seconds

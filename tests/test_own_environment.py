@@ -1,0 +1,100 @@
+"""The commands in an environment that is not of dm_control: from collection to a policy, and what they print."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import small_frames_model
+from tiny_worlds import ACTIONS
+
+from agents.algorithms import fitting_algorithm
+from agents.policy_files import PolicyRecord
+from envs import RolloutDataset
+from perceiver_obs.cli import main
+
+WORLD = "tiny_worlds:TinyWorld-v0"
+RETURN = "return 21.0 ± 0.0 over 2 episodes"  # 1 + 2 + … + 6, whatever it does
+TRAINING = "--device cpu --total-frames 24 --eval-every 12 --eval-episodes 2 --learning-starts 4 --batch-size 4"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    small_frames_model(action_dim=6).save_pretrained(path)
+    return path
+
+
+def train(out: Path, model: Path, actions: str, options: str = "") -> int:
+    line = f"train-policy --env {WORLD} --env-kwargs actions={actions} --size 32 --model {model} --out {out} {TRAINING}"
+    return main(f"{line} --net-arch 8 --no-progress-bar {options}".split())
+
+
+@pytest.mark.parametrize(
+    ("actions", "algorithm"), [("box", "SAC"), ("discrete", "DQN"), ("multi-discrete", "PPO"), ("bits", "PPO")]
+)
+def test_a_policy_is_trained_and_evaluated(model, tmp_path, capsys, actions, algorithm):
+    out = tmp_path / "policy"
+    ppo = "--hyperparameters n_steps 12" if algorithm == "PPO" else ""
+    assert train(out, model, actions, ppo) == 0
+    printed = capsys.readouterr().out
+    assert PolicyRecord.load(out).algorithm == algorithm
+    assert ("SAC continuous actions only" in printed) == (algorithm != "SAC")
+    assert f"train-policy: after 12 steps {RETURN}\n" in printed
+    assert f"train-policy: {out}/policy.zip, {RETURN}\n" in printed
+
+    assert train(out, model, actions, ppo) == 0  # all is done
+    assert capsys.readouterr().out.endswith(f"train-policy: {out}/policy.zip, {RETURN}\n")
+
+    line = f"evaluate --policy {out} --episodes 2 --device cpu --record {tmp_path / 'played'}"
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out == f"evaluate: {WORLD}, {RETURN}: {out}/evaluation.json\n"
+    assert json.loads((out / "evaluation.json").read_text())["task"] == WORLD
+    assert RolloutDataset(tmp_path / "played").frame_contract.tasks == ["TinyWorld-v0"]
+
+
+def test_the_state_is_a_baseline_and_has_to_be_there(model, tmp_path, capsys):
+    assert train(tmp_path / "state", model, "box", "--observation state") == 0
+    assert train(tmp_path / "none", model, "box", "--observation state --env-kwargs shows=grey") == 2
+    assert f"{WORLD} shows no state beside its frames" in capsys.readouterr().err
+
+
+def test_a_saved_policy_of_choices_collects(model, tmp_path):
+    assert train(tmp_path / "policy", model, "discrete", "--observation state") == 0
+    out = tmp_path / "data"
+    line = f"collect --env {WORLD} --env-kwargs actions=discrete --size 32 --out {out} --episodes 1 --workers 1"
+    assert main([*line.split(), "--policy", str(tmp_path / "policy" / "policy.zip")]) == 0
+    assert RolloutDataset(out)[0].policy == "sb3:policy.zip"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("SAC", "discrete", r"SAC takes continuous actions only, and Game has Discrete.* (?!.*SAC).*DQN.*PPO"),
+        ("CrossQ", "bits", "CrossQ takes continuous actions only, and Game has MultiBinary.* (?!.*DQN).*PPO"),
+        ("DQN", "multi-discrete", "DQN takes discrete actions only, and Game has MultiDiscrete"),
+        ("DQN", "box", "DQN takes discrete actions only, and Game has Box"),
+    ],
+)
+def test_algorithms_that_do_not_take_the_actions_are_refused(name, kind, message):
+    with pytest.raises(ValueError, match=message):
+        fitting_algorithm(name, ACTIONS[kind], "Game")
+
+
+@pytest.mark.parametrize("command", ["collect", "train-policy", "watch", "generate --model dmc-small --data None"])
+def test_an_id_given_as_a_task_names_the_way(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--task", "Pendulum-v1"]) == 2
+    message = capsys.readouterr().err
+    assert re.search("--env Pendulum-v1|watch shows tasks of dm_control, got 'Pendulum-v1'", message), message
+
+
+def test_one_thread_unless_the_user_says_otherwise():
+    code = "import os, perceiver_obs.cli as c; c.main(['--help']); import torch; print(torch.get_num_threads())"
+    environment = {"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
+    for given, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
+        done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == threads, done.stderr
+        assert "OMP_NUM_THREADS" in done.stdout

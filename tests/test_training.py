@@ -176,6 +176,16 @@ def test_tasks_of_different_action_sizes_train_together(tiny_data, tiny_tokenize
     assert model.frame_contract["tasks"] == ["cartpole-swingup", "noise"]
 
 
+def test_a_frame_contract_that_names_no_task_is_enough(tmp_path):
+    data = write_dataset(tmp_path / "data", [12, 12, 12], size=32)
+    meta = json.loads((data / "meta.json").read_text())
+    meta["frame_contract"] = {"size": 32}
+    (data / "meta.json").write_text(json.dumps(meta))
+    train_tokenizer(tokenizer_settings(data, tmp_path / "tokenizer", steps=1))
+    model = train_predictor(predictor_settings(data, tmp_path / "tokenizer", tmp_path / "run", steps=1))
+    assert (model.frame_contract["size"], model.frame_contract["tasks"]) == (32, None)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

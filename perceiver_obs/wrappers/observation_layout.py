@@ -156,7 +156,10 @@ def _check_frame_space(
     if not isinstance(space, spaces.Box):
         raise TypeError(f"{name} must be a Box of {expected}, got {space}")
     if space.dtype != np.uint8:
-        raise TypeError(f"{name} must hold {expected}, got dtype {space.dtype} and shape {space.shape}")
+        raise TypeError(
+            f"{name} must hold {expected}, got dtype {space.dtype} and shape {space.shape}; "
+            f"envs.FrameObservation(env, size={height}) makes such frames of any environment"
+        )
     check_pixel_range(space, name)
     if space.shape == (height, width, channels):
         return False
@@ -168,6 +171,6 @@ def _check_frame_space(
             "environment in gymnasium.wrappers.TransformObservation with np.transpose(frame, (1, 2, 0)) first"
         )
     raise ValueError(
-        f"{name} must hold {expected}, as the model was trained on, got shape {space.shape}; resize or "
-        "convert them first (gymnasium.wrappers.ResizeObservation, TransformObservation)"
+        f"{name} must hold {expected}, as the model was trained on, got shape {space.shape}; "
+        f"envs.FrameObservation(env, size={height}) makes such frames of any environment"
     )

@@ -40,6 +40,11 @@ class PolicyContext:
         """How the actions are encoded as floats."""
         return ActionEncoding.from_space(self.action_space)
 
+    @property
+    def action_size(self) -> int:
+        """Floats of an encoded action."""
+        return self.actions.size
+
     def check_actions(self, space: spaces.Space, path: str | Path) -> ActionEncoding:
         """The encoding of the actions of a policy saved at `path`; ValueError where the environment takes others."""
         actions, known = ActionEncoding.from_space(space), self.actions

@@ -132,7 +132,10 @@ def test_gymnasium_finds_nothing_wrong():
         (lambda: make_env(WORLD, ["shows=dict"], frames_from="step"), "'step' should be uint8 frames"),
         (lambda: make_env(WORLD, fit="stretch"), "fit must be one of .*letterbox.*'stretch'"),
         (lambda: FrameObservation(gym.make(WORLD)), "cannot be rendered"),
-        (lambda: make_dmc("Pendulum-v1"), r"Gymnasium environment: --env Pendulum-v1 in collect .*envs.make_env\('Pendulum-v1'\)"),
+        (
+            lambda: make_dmc("Pendulum-v1"),
+            r"Gymnasium environment: --env Pendulum-v1 in collect .*envs.make_env\('Pendulum-v1'\)",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_named(make, message):

@@ -172,8 +172,9 @@ Written by `make bench` from `benchmarks/results/`; do not edit. One thread of a
 *Medians of one row with quartiles, on a logarithmic axis. "Recomputed" is what has been published for contexts of \
 this kind: the whole window again at every step.*
 
-`backend="onnx"` of the wrappers and of `ContextEncoder` runs a step as one graph: the same contexts within 1e-4, \
-checked by the same tests. The floor is the step's {steps["step_megaflops"]:.1f} MFLOP at this machine's own matrix \
+`backend="auto"`, the default, takes `"{steps["default_backend"]}"` on a CPU. ONNX Runtime runs a step as one graph of \
+{steps["graph_nodes"]} nodes: the same contexts within 1e-4, checked by the same tests. The floor is the step's \
+{steps["step_megaflops"]:.1f} MFLOP at this machine's own matrix \
 product ({steps["matmul_gigaflops_per_second"]:.0f} GFLOP/s), or its weights at the speed of memory \
 ({steps["copy_gigabytes_per_second"]:.0f} GB/s), whichever takes longer: \
 {steps["floor_ms"]["1"]:.2f} ms for one row, {steps["floor_ms"]["16"]:.1f} ms for 16.

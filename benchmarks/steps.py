@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
+import onnx
 import torch
 from measure import time_in_turns, write_results
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -21,6 +22,7 @@ from agents import VecPerceiverContext
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
 from perceiver_obs.context_encoder import Backend
+from perceiver_obs.step_graph import step_graph
 
 ROWS = 16
 LONG_WINDOW = 16
@@ -179,7 +181,7 @@ def best_of(rounds: int, work: Callable[[], object]) -> float:
 
 def held_memory(model: CausalPerceiverIO, steps: int) -> int:
     """Bytes that an encoder's state holds after so many steps, counted in its tensors."""
-    encoder, frames = ContextEncoder(model, 1, "cpu"), random_frames(1)
+    encoder, frames = ContextEncoder(model, 1, "cpu", "torch"), random_frames(1)
     for _ in range(steps):
         encoder.push(frames)
     log = encoder._state.predictor.memory.log
@@ -217,7 +219,9 @@ def main() -> None:
             **{f"small, {b}, after 10,000 frames": push_step(model, 1, b, warm_up=10_000) for b in BACKENDS},
             **{f"small, {b}, {ROWS} rows": push_step(model, ROWS, b, warm_up=20) for b in BACKENDS},
             f"small, {ROWS} rows, the model alone": model_step(model, ROWS),
-            f"small, {ROWS} rows, VecPerceiverContext": venv_step(VecPerceiverContext(RecordedFrames(ROWS), model)),
+            f"small, {ROWS} rows, VecPerceiverContext": venv_step(
+                VecPerceiverContext(RecordedFrames(ROWS), model, device="cpu", backend="torch")
+            ),
             "small, window recomputed": recompute_step(model),
             **{f"window {LONG_WINDOW}, {b}": push_step(longer, 1, b, warm_up=100) for b in BACKENDS},
             f"window {LONG_WINDOW}, recomputed": recompute_step(longer),
@@ -275,6 +279,8 @@ def main() -> None:
         "receptive_field": model.receptive_field,
         "parameters": sum(p.numel() for p in model.parameters()),
         "step_megaflops": round(flops / 1e6, 2),
+        "default_backend": ContextEncoder(model, device="cpu").backend,
+        "graph_nodes": len(onnx.load_from_string(step_graph(model)[0]).graph.node),
         "matmul_gigaflops_per_second": round(rate / 1e9, 1),
         "copy_gigabytes_per_second": round(speed / 1e9, 1),
         "floor_ms": {str(rows): round(floor, 3) for rows, floor in floors.items()},

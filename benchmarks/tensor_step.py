@@ -50,7 +50,7 @@ class TensorStep(nn.Module):
         past = [next(waiting) for _ in range(self.num_convolutions)]
         adapter_past = next(waiting) if self.has_adapter_past else None
         past_keys, past_values = next(waiting), next(waiting)
-        vectors, new_past = model.tokenizer.stream_vectors(frames[:, None], past or None)
+        vectors, new_past = predictor.observe(frames[:, None], past or None)
         inputs, adapter_past = predictor.inputs(vectors, actions[:, None], known[:, None], adapter_past)
         keys, values = predictor.encoder.keys_values(inputs)
         keys, values = torch.cat([past_keys, keys], dim=1), torch.cat([past_values, values], dim=1)

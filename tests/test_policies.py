@@ -257,6 +257,6 @@ def test_every_setting_is_explained_on_the_command_line(settings, capsys):
     helptext = " ".join(capsys.readouterr().out.replace("│", " ").split())
     helptext = re.sub(r", --no-[a-z-]+", "", helptext)
     for name in settings.__dataclass_fields__:
-        option = "--" + name.replace("_", "-")
+        option = "--" + name.replace("_", "-") + " "  # other texts may end with its name
         described = helptext.split(option, 1)[1].split(" --", 1)[0]
         assert len(described.split("(default", 1)[0].split()) > 3, f"{option} has no explanation"

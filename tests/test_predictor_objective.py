@@ -72,7 +72,7 @@ def test_a_few_steps_lower_every_loss(batch):
     trained = objective(LossWeights(1.0, 0.0, *[1.0] * 7), foreground_weight=1.0)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
     history = []
-    for _ in range(40):
+    for _ in range(24):
         losses = trained(**batch)
         optimizer.zero_grad()
         losses["loss"].backward()

@@ -28,7 +28,7 @@ test: setup
 	$(MAKE) --jobs=2 lint pytest
 
 pytest: .venv/.ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

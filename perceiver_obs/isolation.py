@@ -36,7 +36,7 @@ def isolated(seed: int | None = None, device: str | torch.device = "cpu") -> Ite
         for generator, state in generators:
             generator.set_state(state)
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)  # noqa: NPY002 (as above)
 
 
 def seed_generators(seed: int) -> None:
@@ -44,7 +44,7 @@ def seed_generators(seed: int) -> None:
     for generator in _generators():
         generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
 
 
 def _generators() -> list[torch.Generator]:

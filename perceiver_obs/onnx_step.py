@@ -65,7 +65,7 @@ class OnnxStep:
 
     def __init__(self, model: CausalPerceiverIO):
         try:
-            import onnxruntime  # noqa: F401
+            import onnxruntime  # noqa: F401 (needed only when a session opens, but missed here)
 
             from perceiver_obs.step_graph import step_graph
         except ImportError as error:

@@ -14,7 +14,7 @@ class FrameAdapter(nn.Module):
     """Frames to Perceiver inputs, trained end to end with the contexts.
 
     Tokens are made to draw frames again; what a policy needs of a frame may be finer than a token. The first
-    convolution reduces the size four times: a third of the work of three halvings, and as good under supervision.
+    convolution reduces the size four times, as most of the work of three halvings would lie in the first two.
 
     Args:
         frame_shape: `(C, H, W)`; H and W are multiples of 8.

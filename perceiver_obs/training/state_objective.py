@@ -1,9 +1,11 @@
 """Privileged training: contexts regress the simulator's state, where rollouts hold it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.rollouts import RolloutDataset
@@ -30,6 +32,7 @@ class StateTargets:
         self._datasets = datasets
         self._coordinates = [_coordinates(dataset) for dataset in datasets]
         self.size = max((len(each.coordinates) for each in self._coordinates if each is not None), default=0)
+        self._of_episode = lru_cache(None)(self._read)  # training asks for the same ones again and again
         if not self.size:
             raise ValueError("regressing states needs rollouts with states; none of these hold any")
 
@@ -37,15 +40,19 @@ class StateTargets:
         """States `[B, length, S]` of clips."""
         targets = np.full((len(places), length, self.size), np.nan, np.float32)
         for target, place in zip(targets, places):
-            coordinates = self._coordinates[place.dataset]
-            states = self._datasets[place.dataset][place.episode].states
-            if coordinates is not None and states is not None:
-                target[:, : len(coordinates.coordinates)] = coordinates(states[place.start : place.start + length])
+            states = self._of_episode(place.dataset, place.episode)
+            if states is not None:
+                target[:, : states.shape[1]] = states[place.start : place.start + length]
         return torch.from_numpy(targets)
 
     def unknown(self, count: int, length: int) -> Tensor:
         """NaN for clips `[count, length, S]` of which no state is known."""
         return torch.full((count, length, self.size), torch.nan)
+
+    def _read(self, dataset: int, episode: int) -> NDArray[np.float32] | None:
+        """Coordinates `[T + 1, K]` of a whole episode, None where there are none."""
+        coordinates, states = self._coordinates[dataset], self._datasets[dataset][episode].states
+        return None if coordinates is None or states is None else coordinates(states).astype(np.float32)
 
 
 class StateObjective(nn.Module):

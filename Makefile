@@ -1,7 +1,7 @@
 # `make demo` and `make test` set everything up by themselves; see README.md.
 PYTHON ?= python3.11
 BIN := .venv/bin
-CHECK_GL := import envs.gl; envs.gl.choose_backend()
+CHECK_GL := import envs.dmc.gl; envs.dmc.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

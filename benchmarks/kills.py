@@ -19,10 +19,10 @@ from pathlib import Path
 
 from measure import write_results
 
-from agents.benchmark_results import Results
-from agents.benchmark_suite import Protocol
-from agents.learning_curve import read_curve
-from envs.rollouts import RolloutDataset
+from agents.benchmark.results import Results
+from agents.benchmark.suite import Protocol
+from agents.training.learning_curve import read_curve
+from perceiver_obs.data.rollouts import RolloutDataset
 
 KILLS = 8  # of each job
 SEED = 0
@@ -107,7 +107,7 @@ def jobs(root: Path) -> list[Job]:
 def run(job: Job, out: Path, kill_after: float | None = None) -> tuple[bool, float]:
     """Starts a job: whether it was killed, and its seconds. RuntimeError if it failed by itself."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "perceiver_obs.cli", job.name, *job.options(out)]
+    command = [sys.executable, "-m", "agents.cli", job.name, *job.options(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=kill_after)

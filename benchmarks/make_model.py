@@ -137,7 +137,7 @@ def _recorded(line: str, episodes: int) -> bool:
 def _run(lines: Sequence[str], at_once: int) -> None:
     def run(line: str) -> None:
         print(line, flush=True)
-        subprocess.run([sys.executable, "-m", "perceiver_obs.cli", *shlex.split(line)[1:]], check=True)
+        subprocess.run([sys.executable, "-m", "agents.cli", *shlex.split(line)[1:]], check=True)
 
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, lines))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from agents.made_with import processor
+from agents.training.policy_files import processor
 from perceiver_obs.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"

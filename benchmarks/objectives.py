@@ -13,20 +13,22 @@ import tyro
 from measure import write_results
 
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.training.probe import ProbeSettings, probe
-from perceiver_obs.training.probe_report import mean_r2
-from perceiver_obs.training.settings import parse_settings
-from perceiver_obs.training.train_predictor import TrainPredictorSettings, train_predictor
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.probe_report import mean_r2
+from perceiver_obs.evaluation.settings import ProbeSettings
+from perceiver_obs.settings import parse_settings
+from perceiver_obs.training.settings import TrainPredictorSettings
+from perceiver_obs.training.train_predictor import train_predictor
 
 FRAMES = ("--reads", "frames", "--keypoints", "None")
-ALONE = ("--cross-entropy-weight", "0", "--outline-weight", "0", "--contrastive-weight", "0", "--clip-length", "10")
+ALONE = ("--cross-entropy-weight", "0", "--edge-weight", "0", "--contrastive-weight", "0", "--clip-length", "10")
 # Steps that took a minute of a core where this was measured, so that every schedule ends after about equal time.
 STEPS_PER_MINUTE = {"tokens, edges": 195, "frames, edges": 130, "frames, pixels": 160, "frames, state": 285}
 VARIANTS: dict[str, tuple[str, ...]] = {
     "tokens, edges": (),
     "frames, edges": FRAMES,
-    "frames, pixels": (*FRAMES, *ALONE, "--pixel-weight", "1", "--outline-horizon", "3", "--samples", "3"),
-    "frames, state": (*FRAMES, *ALONE, "--state-weight", "1", "--reward-weight", "0", "--outline-horizon", "1"),
+    "frames, pixels": (*FRAMES, *ALONE, "--pixel-weight", "1", "--latent-horizon", "3", "--samples", "3"),
+    "frames, state": (*FRAMES, *ALONE, "--state-weight", "1", "--reward-weight", "0", "--latent-horizon", "1"),
 }
 
 

@@ -11,7 +11,7 @@ from measure import DOCS, RESULTS
 from scale_page import write_scale_page
 
 from perceiver_obs.files import write_atomic
-from perceiver_obs.training.pictures import COLORS, DOTS_PER_INCH
+from perceiver_obs.reporting.plots import COLORS, DOTS_PER_INCH
 
 ONE_ROW = {
     "small, onnx": "small, ONNX Runtime",
@@ -192,8 +192,8 @@ Collected frames a second, start of the workers not counted: \
 
 ## Training
 
-A step of `train-predictor` reads cached tokens, computes contexts of some frames only and foretells tokens of a few: \
-{training:.1f} times as fast as a plain loop of the same model, which encodes the frames at every step and foretells \
+A step of `train-predictor` reads cached tokens, computes contexts of some frames only and predicts tokens of a few: \
+{training:.1f} times as fast as a plain loop of the same model, which encodes the frames at every step and predicts \
 all tokens of all frames to come.
 """
     write_atomic(DOCS / "speed.md", page.encode())

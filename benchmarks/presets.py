@@ -12,14 +12,17 @@ import torch
 from measure import time_in_turns, write_results
 from steps import push_step, step_flops
 
-from envs.collect import CollectSettings, collect
+from envs.collection.collect import collect
+from envs.collection.settings import CollectSettings
 from perceiver_obs import CausalPerceiverIO
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.probe_report import mean_r2
+from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.presets import PRESETS
-from perceiver_obs.training.probe import ProbeSettings, probe
-from perceiver_obs.training.probe_report import mean_r2
-from perceiver_obs.training.settings import parse_settings
-from perceiver_obs.training.train_predictor import TrainPredictorSettings, train_predictor
-from perceiver_obs.training.train_tokenizer import TrainTokenizerSettings, train_tokenizer
+from perceiver_obs.settings import parse_settings
+from perceiver_obs.training.settings import TrainPredictorSettings, TrainTokenizerSettings
+from perceiver_obs.training.train_predictor import train_predictor
+from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 TASK = "cartpole-swingup"
 EPISODES, EPISODE_STEPS = 400, 40

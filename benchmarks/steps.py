@@ -21,7 +21,7 @@ from transformers import ResNetConfig, ResNetModel
 from agents import VecPerceiverContext
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
-from perceiver_obs.context_encoder import Backend
+from perceiver_obs.settings import Backend
 from perceiver_obs.step_graph import step_graph
 
 ROWS = 16

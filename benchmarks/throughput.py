@@ -13,19 +13,20 @@ import torch
 from measure import time_in_turns, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.benchmark_suite import TASKS
+from agents.benchmark.suite import TASKS
 from envs import make_dmc
-from envs.collect import CollectSettings, collect
-from envs.dmc import RENDER_QUALITIES as QUALITIES
-from envs.process_worker import num_cores
-from envs.rollouts import RolloutDataset, RolloutWriter
+from envs.collection.collect import collect
+from envs.collection.process_worker import num_cores
+from envs.collection.settings import CollectSettings
+from envs.dmc.environment import RENDER_QUALITIES as QUALITIES
 from perceiver_obs import CausalPerceiverIO
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
+from perceiver_obs.objectives.motion import CLIP_LENGTH
+from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Stage, make_accelerator, make_optimizer
-from perceiver_obs.training.motion import CLIP_LENGTH
-from perceiver_obs.training.run_directory import RunDirectory
-from perceiver_obs.training.settings import RunSettings
-from perceiver_obs.training.train_predictor import PredictorStage, TrainPredictorSettings
-from perceiver_obs.training.train_tokenizer import TokenizerStage, TrainTokenizerSettings
+from perceiver_obs.training.settings import RunSettings, TrainPredictorSettings, TrainTokenizerSettings
+from perceiver_obs.training.train_predictor import PredictorStage
+from perceiver_obs.training.train_tokenizer import TokenizerStage
 
 EPISODES, EPISODE_STEPS = 8, 100
 
@@ -104,7 +105,7 @@ def plain_step(model: CausalPerceiverIO, stage: PredictorStage, settings: TrainP
     model.train()
     model.tokenizer.requires_grad_(False).eval()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate)
-    seen, number = settings.clip_length - settings.sequence_length, [0]  # as many to come as a model foretells
+    seen, number = settings.clip_length - settings.sequence_length, [0]  # as many to come as a model predicts
 
     def step() -> None:
         places = stage.clips.index.draw(settings.batch_size, settings.seed, number[0])

@@ -4,16 +4,17 @@ Importing this package imports neither torch nor dm_control and leaves the OpenG
 environment is made.
 """
 
-from envs.collect import CollectSettings, collect
-from envs.dmc import DmcEnv, make_dmc, state_names
+from envs.collection.collect import collect
+from envs.collection.pool import CollectionError
+from envs.collection.settings import CollectSettings
+from envs.dmc.environment import DmcEnv, make_dmc, state_names
+from envs.dmc.tasks import TASKS, register_ids
 from envs.env_settings import EnvSettings
-from envs.episode import Episode, EpisodeExists, RolloutError
 from envs.frame_observation import FrameObservation, make_env
 from envs.minari import export_minari, import_minari
-from envs.pool import CollectionError
-from envs.record import RecordRollouts
-from envs.rollouts import RolloutDataset, RolloutWriter
-from envs.tasks import TASKS, register_ids
+from perceiver_obs.data.episode import Episode, EpisodeExists, RolloutError
+from perceiver_obs.data.record import RecordRollouts
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
 
 register_ids()
 

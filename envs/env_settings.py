@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.dmc import DmcEnv, RenderQuality
+from envs.dmc.environment import DmcEnv, RenderQuality
 from envs.frame_observation import Fit, FrameObservation, make_env
 
 _OF_DMC = ("camera", "render_quality")

@@ -13,11 +13,11 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from PIL import Image
 
-from envs.arguments import whole_number
-from envs.describe import describe_foreign
-from envs.gl import choose_backend
+from envs.dmc.gl import choose_backend
 from perceiver_obs.actions import ActionEncoding, executed_actions
+from perceiver_obs.data.describe import describe_foreign
 from perceiver_obs.frame_contract import check_pixel_range
+from perceiver_obs.settings import whole_number
 
 Fit = Literal["letterbox", "crop"]
 FITS = get_args(Fit)

@@ -17,10 +17,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from envs.describe import describe_foreign
-from envs.episode import Episode
-from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs.actions import ActionEncoding, dataset_actions
+from perceiver_obs.data.describe import describe_foreign
+from perceiver_obs.data.episode import Episode
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs.files import new_directory, rename_directory, scratch_directory
 
 _OURS = "rollouts"  # the key of our metadata within Minari's

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import one_thread_if_forked
 from perceiver_obs.onnx_step import OnnxStep
+from perceiver_obs.settings import Backend
 
 ModelLike = str | Path | CausalPerceiverIO
 Rows = Sequence[int] | np.ndarray | None
-Backend = Literal["auto", "torch", "onnx"]
 
 
 class ContextEncoder:

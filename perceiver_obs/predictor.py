@@ -12,10 +12,9 @@ from perceiver_obs.generation import GenerationMode, generate
 from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
 from perceiver_obs.modules.frame_adapter import FrameAdapter
 from perceiver_obs.modules.frame_memory import FrameMemory
-from perceiver_obs.modules.future_decoder import FutureDecoder
+from perceiver_obs.modules.future_decoder import FutureDecoder, ResidualTokenHead
 from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
 from perceiver_obs.modules.sampling import GREEDY, Sampling
-from perceiver_obs.modules.token_head import ResidualTokenHead
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
@@ -152,7 +151,7 @@ class PerceiverTokenPredictor(nn.Module):
         """Frames that a context depends on, its own included."""
         if self.token_adapter.project is None:
             return self.sequence_length
-        return self.sequence_length + self.token_adapter.project.time_kernel - 1 + self.tokenizer.reach
+        return self.sequence_length + self.token_adapter.project.time_kernel - 1 + self.tokenizer.lookback
 
     def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
@@ -178,7 +177,7 @@ class PerceiverTokenPredictor(nn.Module):
         """What `encode` takes of the last of frames `[B, T, h, w, code_dim]` given as codes, `[B, 1, ...]`."""
         if self.frame_adapter is None:
             return codes[:, -1:]
-        return self.tokenizer.decode_vectors(codes[:, -1 - self.tokenizer.decoder.reach :])[:, -1:].clamp(0, 1)
+        return self.tokenizer.decode_vectors(codes[:, -1 - self.tokenizer.decoder.lookback :])[:, -1:].clamp(0, 1)
 
     def encode(
         self,
@@ -291,7 +290,7 @@ class PerceiverTokenPredictor(nn.Module):
             actions: `[B, T, A]`, the action that led to each frame.
             condition: `[B, condition_dim]`.
             perceptual_distance: of predicted and true frames `[X, C, H, W]`, added to the loss times
-                `perceptual_weight` (`perceiver_obs.training.perceptual` has one).
+                `perceptual_weight` (`perceiver_obs.objectives.perceptual` has one).
 
         Returns:
             `logits` `[B, T - ctx, h, w(, Q), num_codes]` (codebooks after the first given the true ones before),

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from perceiver_obs.hub import Pretrained
-from perceiver_obs.modules.causal_conv import CausalDecoder, CausalEncoder, DoubleTime, HalveTime, Past
+from perceiver_obs.modules.causal_conv import CausalDecoder, CausalEncoder, Past, TemporalDownsample, TemporalUpsample
 from perceiver_obs.modules.quantizer import Quantizer, QuantizerKind, perplexity
 from perceiver_obs.modules.video import as_float_video, check_tensor
 
@@ -94,16 +94,16 @@ class VQPTTokenizer(nn.Module, Pretrained):
         strides = [stem_stride, *[2] * ((downsample // stem_stride).bit_length() - 1)]
         self.encoder = CausalEncoder(in_channels, code_dim, strides, base_channels, time_kernel)
         self.decoder = CausalDecoder(code_dim, in_channels, strides, base_channels, time_kernel)
-        self.halve_time = HalveTime(code_dim) if temporal_downsample else nn.Identity()
-        self.double_time = DoubleTime(code_dim) if temporal_downsample else nn.Identity()
+        self.halve_time = TemporalDownsample(code_dim) if temporal_downsample else nn.Identity()
+        self.double_time = TemporalUpsample(code_dim) if temporal_downsample else nn.Identity()
         self.quantizer = Quantizer(quantizer, code_dim, num_codes, num_quantizers, codebook_decay, diversity_weight)
         self.num_codes = self.quantizer.num_codes
         self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
-    def reach(self) -> int:
+    def lookback(self) -> int:
         """How many frames before the current one a token depends on: 0 for 2D convolutions."""
-        return self.encoder.reach
+        return self.encoder.lookback
 
     def forward(self, video: Tensor, pixel_weights: Tensor | None = None) -> TokenizerOutput:
         """Reconstruct a video `[B, T, C, H, W]` through its tokens, with losses.

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from tiny_runs import write_dataset
 
-from agents.benchmark_results import Results
-from agents.benchmark_suite import Protocol
-from agents.kept_episodes import KeptEpisodes
-from agents.learning_curve import CurvePoint, LearningCurve
-from agents.policy_files import PolicyRecord
-from agents.vec_context import FramesSeen
-from envs.rollouts import RolloutDataset, RolloutWriter
+from agents.adaptation.online_episodes import KeptEpisodes
+from agents.benchmark.results import Results
+from agents.benchmark.suite import Protocol
+from agents.training.learning_curve import CurvePoint, LearningCurve
+from agents.training.policy_files import PolicyRecord
+from agents.wrappers.vec_context import FramesSeen
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
+from perceiver_obs.data.data_record import read_data_record, write_data_record
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs.training.adaptation import training_settings
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint
-from perceiver_obs.training.data_record import read_data_record, write_data_record
 
 MOST_MEMORY = 100e6  # bytes that reading files of kilobytes may take
 ODD_VALUES = [

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from envs.policies import UniformRandom
+from envs.collection.policies import UniformRandom
 
 
 class _BadStart(UniformRandom):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from perceiver_obs import CausalPerceiverIO, ContextEncoder
-from perceiver_obs.context_encoder import Backend
+from perceiver_obs.settings import Backend
 
 POOL = 512  # different frames
 

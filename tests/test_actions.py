@@ -16,9 +16,9 @@ from tiny_envs import LENGTH, UNIT, Painted, painted_frame
 from tiny_models import small_frames_model
 
 from agents import VecPerceiverContext
-from agents.vec_pca import VecFramePCA
+from agents.wrappers.vec_pca import VecFramePCA
 from perceiver_obs import ActionEncoding, ContextEncoder, PerceiverContextVectorWrapper, PerceiverContextWrapper
-from perceiver_obs.training.frame_pca import FramePCA
+from perceiver_obs.evaluation.frame_pca import FramePCA
 
 MODEL = small_frames_model(action_dim=4)
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (LENGTH, 2)).astype(np.float32)

@@ -18,11 +18,11 @@ from agents import (
     AdaptContext,
     VecPerceiverContext,
 )
-from agents.kept_episodes import KeptEpisodes
+from agents.adaptation.online_episodes import KeptEpisodes
 from envs import make_dmc
-from envs.rollouts import RolloutDataset
+from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.training.adaptation import Adaptation
-from perceiver_obs.training.train_predictor import TrainPredictorSettings
+from perceiver_obs.training.settings import TrainPredictorSettings
 
 pytest_plugins = ("tiny_data",)
 
@@ -118,7 +118,7 @@ def test_all_contexts_are_those_of_the_adapted_perceiver(tiny_data, tmp_path, nu
 
 def learner(data, token_cache, model=None, **changes):
     """An adaptation of which only the given arguments differ."""
-    settings = TrainPredictorSettings(outline_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)
+    settings = TrainPredictorSettings(edge_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)
     arguments = {"task": "cartpole-swingup", "online_share": 0.5, "device": torch.device("cpu")}
     return Adaptation(model or small_frames_model(), data, settings, token_cache=token_cache, **(arguments | changes))
 
@@ -143,7 +143,7 @@ def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_pat
     assert adaptation.steps == 10 + 6 * 10
     assert phases == [(False, True)] + 6 * [(False, False)], "what predicts learns alone at first"
     assert last["cross_entropy"] < 0.7 * first["cross_entropy"]
-    assert last["outline"] < 0.97 * first["outline"]
+    assert last["edge"] < 0.97 * first["edge"]
     for name, tensor in adaptation.model.state_dict().items():
         fixed = "tokenizer" in name or name in (
             "context_mean",
@@ -183,7 +183,7 @@ def test_followers_and_the_logger_hear_of_it(tmp_path):
     policy.learn(11, adapt)
     assert adapt.adaptations == 1
     assert other.encoder.fingerprint == venv.encoder.fingerprint == adapt.perceiver.fingerprint
-    assert {"adaptation/outline", "adaptation/cross_entropy"} <= policy.logger.name_to_value.keys()
+    assert {"adaptation/edge", "adaptation/cross_entropy"} <= policy.logger.name_to_value.keys()
     assert adapt.frames.offline == 0
     assert adapt.frames.online == 11 * 2, "an agent step takes two control steps"
     for each in (venv, other):

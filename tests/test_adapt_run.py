@@ -10,14 +10,14 @@ import pytest
 from tiny_models import SIZE, offline_contexts, small_frames_model
 from tiny_runs import REPEAT, policy_settings
 
-import agents.adapt_context
+import agents.adaptation.adapt_context
 from agents import EvaluateSettings, TrainPolicySettings, WrongPerceiver, evaluate, train_policy
-from agents.learning_curve import LearningCurve
-from agents.policy_files import PolicyRecord
-from envs.rollouts import RolloutDataset
+from agents.training.learning_curve import LearningCurve
+from agents.training.policy_files import PolicyRecord
 from perceiver_obs import CausalPerceiverIO
+from perceiver_obs.data.data_record import write_data_record
+from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.training.adaptation import Adaptation, training_settings
-from perceiver_obs.training.data_record import write_data_record
 
 TOLERANCE = 1e-5
 
@@ -45,7 +45,7 @@ def saved_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     small_frames_model().save_pretrained(path)
     write_data_record(path, [])
-    training = {"clip_length": 7, "outline_weight": 0.5, "horizons": [0, 1], "forgotten": 3, "data": ["gone"]}
+    training = {"clip_length": 7, "edge_weight": 0.5, "horizons": [0, 1], "forgotten": 3, "data": ["gone"]}
     (path / "settings.json").write_text(json.dumps(training))
     return path
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_adapting(unbroken, tmp_path, monkeypatch):
         train_policy(settings)
     monkeypatch.undo()
     learned, encoded = [], []
-    learn, reencode = Adaptation.learn, agents.adapt_context.reencode_buffer
+    learn, reencode = Adaptation.learn, agents.adaptation.adapt_context.reencode_buffer
 
     def listen(self, episodes, steps):
         learned.append((self.steps, [episode.steps for episode in episodes], copy.deepcopy(self.model)))
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_adapting(unbroken, tmp_path, monkeypatch):
         encoded.append((model, buffer.observations[: buffer.pos, 0].copy(), rows[0]))
 
     monkeypatch.setattr(Adaptation, "learn", listen)
-    monkeypatch.setattr(agents.adapt_context, "reencode_buffer", look)
+    monkeypatch.setattr(agents.adaptation.adapt_context, "reencode_buffer", look)
     train_policy(settings)
     ((done, lengths, resumed),) = learned
     assert done == 4
@@ -123,8 +123,8 @@ def test_a_killed_run_goes_on_adapting(unbroken, tmp_path, monkeypatch):
 def test_a_checkpoint_without_its_frames_is_refused(unbroken, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(unbroken.out, out)
-    (out / "checkpoints" / "step-60" / "kept_episodes.npz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"kept_episodes\.npz is missing: the run cannot go on adapting"):
+    (out / "checkpoints" / "step-60" / "online_episodes.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"online_episodes\.npz is missing: the run cannot go on adapting"):
         train_policy(replace(unbroken, out=out, total_frames=70 * REPEAT))
     assert (out / "policy.zip").exists()
     evaluate(EvaluateSettings(policy=out, episodes=1, device="cpu"))

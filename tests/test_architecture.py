@@ -1,77 +1,48 @@
-"""The rooms of the house import downward only."""
+"""Imports run one way: from a folder to those before it, and never in a circle."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODELS = {
-    "perceiver_obs.isolation",
-    "perceiver_obs.hub",
-    "perceiver_obs.presets",
+PACKAGES = ("perceiver_obs", "envs", "agents")
+# Folders and packages' own files; each imports itself and what comes before it.
+FOLDERS = (
     "perceiver_obs.modules",
-    "perceiver_obs.tokenizer",
-    "perceiver_obs.generation",
-    "perceiver_obs.predictor",
-    "perceiver_obs.causal_perceiver",
-}
-
-# Room -> what it may import of the project, at any depth of the code.
-MAY_IMPORT = {
-    "perceiver_obs/files.py": set(),
-    "perceiver_obs/isolation.py": set(),
-    "perceiver_obs/hub.py": {"perceiver_obs.files", "perceiver_obs.isolation"},
-    "perceiver_obs/context_space.py": set(),
-    "perceiver_obs/frame_contract.py": {"perceiver_obs.causal_perceiver"},
-    "perceiver_obs/devices.py": set(),
-    "perceiver_obs/presets.py": set(),
-    "perceiver_obs/actions.py": set(),
-    "perceiver_obs/modules": {"perceiver_obs.modules"},
-    "perceiver_obs/tokenizer.py": {"perceiver_obs.modules", "perceiver_obs.hub"},
-    "perceiver_obs/generation.py": {"perceiver_obs.modules", "perceiver_obs.predictor"},
-    "perceiver_obs/predictor.py": {"perceiver_obs.modules", "perceiver_obs.tokenizer", "perceiver_obs.generation"},
-    "perceiver_obs/causal_perceiver.py": MODELS,
-    "perceiver_obs/step_graph.py": MODELS,
-    "perceiver_obs/onnx_step.py": {"perceiver_obs.causal_perceiver", "perceiver_obs.step_graph"},
-    "perceiver_obs/context_encoder.py": {
-        "perceiver_obs.causal_perceiver",
-        "perceiver_obs.onnx_step",
-        "perceiver_obs.context_space",
-        "perceiver_obs.devices",
-        "perceiver_obs.hub",
-        "perceiver_obs.isolation",
-    },
-    "perceiver_obs/wrappers": {
-        "perceiver_obs.actions",
-        "perceiver_obs.context_encoder",
-        "perceiver_obs.frame_contract",
-        "perceiver_obs.hub",
-        "perceiver_obs.wrappers",
-    },
-    "perceiver_obs/training": {
-        *MODELS,
-        "perceiver_obs.devices",
-        "perceiver_obs.files",
-        "perceiver_obs.frame_contract",
-        "perceiver_obs.training",
-        "envs",
-    },
-    "envs": {
-        "envs",
-        "perceiver_obs.actions",
-        "perceiver_obs.files",
-        "perceiver_obs.frame_contract",
-        "perceiver_obs.isolation",
-    },
-    "agents": {"agents", "perceiver_obs", "envs"},
-}
+    "perceiver_obs",
+    "perceiver_obs.wrappers",
+    "perceiver_obs.data",
+    "perceiver_obs.reporting",
+    "perceiver_obs.objectives",
+    "perceiver_obs.training",
+    "perceiver_obs.evaluation",
+    "envs.dmc",
+    "envs",
+    "envs.collection",
+    "agents.wrappers",
+    "agents.policies",
+    "agents.adaptation",
+    "agents.training",
+    "agents.benchmark",
+    "agents.visualize",
+    "agents",
+)
 MODULE_LIBRARIES = {"torch", "einops", "vector_quantize_pytorch"}
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
 def imports(path: Path) -> set[str]:
+    """All that a file imports, at any depth of its code, for typing too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -81,36 +52,44 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def room_files(room: str) -> list[Path]:
-    path = ROOT / room
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+def imported_files(path: Path) -> set[str]:
+    """Files of the project that a file imports; a package's own `__init__` only hands on what others define."""
+    return {name for name in imports(path) if name in FILES}
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_run_downward(room):
-    for path in room_files(room):
-        ours = {n for n in imports(path) if n.split(".")[0] in ("perceiver_obs", "envs", "agents")}
-        allowed = MAY_IMPORT[room]
-        # `from perceiver_obs import X` names the package too; what it brings is checked by its own name.
-        wrong = {n for n in ours if not any(n == a or n.startswith(a + ".") for a in allowed)} - {"perceiver_obs"}
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+def folder(module: str) -> str:
+    return module.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if not name.endswith("__init__")])
+def test_imports_run_one_way(module):
+    allowed = FOLDERS[: FOLDERS.index(folder(module)) + 1]
+    wrong = {name for name in imported_files(FILES[module]) if folder(name) not in allowed}
+    assert not wrong, f"{module} imports {sorted(wrong)}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    list(TopologicalSorter({name: imported_files(path) for name, path in FILES.items()}).static_order())
 
 
 def test_layers_use_three_libraries():
     standard = set(sys.stdlib_module_names)
-    for path in room_files("perceiver_obs/modules"):
-        used = {n.split(".")[0] for n in imports(path)} - standard - {"perceiver_obs"}
-        assert used <= MODULE_LIBRARIES, f"{path.name} imports {sorted(used - MODULE_LIBRARIES)}"
+    for name, path in FILES.items():
+        if folder(name) == "perceiver_obs.modules":
+            used = {n.split(".")[0] for n in imports(path)} - standard - {"perceiver_obs"}
+            assert used <= MODULE_LIBRARIES, f"{name} imports {sorted(used - MODULE_LIBRARIES)}"
 
 
 @pytest.mark.parametrize(
-    ("package", "absent"),
+    ("code", "absent"),
     [
-        ("perceiver_obs", ["stable_baselines3", "dm_control", "matplotlib", "envs", "agents"]),
-        ("envs", ["torch", "perceiver_obs.causal_perceiver", "perceiver_obs.context_encoder", "dm_control", "agents"]),
+        ("from perceiver_obs import *", ["stable_baselines3", "dm_control", "matplotlib", "envs", "agents"]),
+        ("from envs import *", ["torch", "perceiver_obs.causal_perceiver", "dm_control", "agents"]),
+        ("from perceiver_obs.data.rollouts import *", ["torch", "envs"]),
+        ("import agents.cli", ["torch", "stable_baselines3", "dm_control"]),
     ],
 )
-def test_importing_one_package_does_not_import_the_others(package, absent):
-    code = f"import sys\nfrom {package} import *\nprint([m for m in {absent} if m in sys.modules])"
+def test_importing_one_part_does_not_import_the_others(code, absent):
+    code = f"import sys\n{code}\nprint([m for m in {absent} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -12,20 +12,22 @@ from PIL import Image
 from tiny_models import tiny_model
 from tiny_runs import kill_at_second_evaluation
 
-import agents.benchmark_suite
+import agents.benchmark.suite
 from agents import WrongPerceiver
-from agents.benchmark import BenchmarkSettings, benchmark
-from agents.benchmark_features import BenchmarkFeatures
-from agents.benchmark_results import Results, find_runs
-from agents.benchmark_suite import METHODS, TASKS, Protocol, RunKey
-from agents.policy_files import PolicyRecord
-from agents.run_lock import only_trainer
-from envs.collect import CollectSettings, collect
-from envs.rollouts import RolloutDataset
+from agents.benchmark.benchmark import benchmark
+from agents.benchmark.features import BenchmarkFeatures
+from agents.benchmark.results import Results, find_runs
+from agents.benchmark.settings import BenchmarkSettings
+from agents.benchmark.suite import METHODS, TASKS, Protocol, RunKey
+from agents.cli import main
+from agents.training.policy_files import PolicyRecord
+from agents.training.run_lock import only_trainer
+from envs.collection.collect import collect
+from envs.collection.settings import CollectSettings
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.cli import main
-from perceiver_obs.training.data_record import write_data_record
-from perceiver_obs.training.probe_features import context_features
+from perceiver_obs.data.data_record import write_data_record
+from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.evaluation.features import context_features
 
 TASK = "cartpole-swingup"  # the fewest agent steps: an action lasts 8 control steps
 
@@ -331,8 +333,8 @@ def test_damaged_results_are_named(arena, tmp_path):
 
 def test_the_adapted_method_goes_on_training_the_model(inputs, tmp_path, monkeypatch):
     """On the rollouts of its task and on every frame it meets; the budget says so."""
-    monkeypatch.setitem(agents.benchmark_suite.ADAPT, "adapt_steps", 1)
-    monkeypatch.setitem(agents.benchmark_suite.ADAPT, "adapt_every", 96)
+    monkeypatch.setitem(agents.benchmark.suite.ADAPT, "adapt_steps", 1)
+    monkeypatch.setitem(agents.benchmark.suite.ADAPT, "adapt_every", 96)
     settings = small(inputs, tmp_path, methods=("adapted",))
     (run,) = benchmark(settings).runs
     assert (run.method, run.frames) == ("adapted", 160)
@@ -343,7 +345,7 @@ def test_the_adapted_method_goes_on_training_the_model(inputs, tmp_path, monkeyp
     assert record.fingerprint != run.fingerprint
     assert run.offline == {"control_steps": 4 * 12 * 8, "rendered": 4 * 13, "policies": ["random", "correlated"]}
     assert "| context, adapted | 384 offline + 160 online |" in (settings.docs / "dmc100k.md").read_text()
-    assert not list(settings.out.rglob("kept_episodes.npz"))
+    assert not list(settings.out.rglob("online_episodes.npz"))
     before = policies(settings)
     benchmark(settings)
     assert policies(settings) == before

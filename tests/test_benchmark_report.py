@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.benchmark_estimates import estimate
-from agents.benchmark_report import page_text
-from agents.benchmark_results import Results, RunResult
-from agents.benchmark_suite import METHODS, TASKS, Protocol
-from agents.benchmark_tables import aggregate_table, frames_table, returns_table
-from perceiver_obs.training.pictures import return_curves
+from agents.benchmark.estimates import estimate
+from agents.benchmark.report import page_text
+from agents.benchmark.results import Results, RunResult
+from agents.benchmark.suite import METHODS, TASKS, Protocol
+from agents.benchmark.tables import aggregate_table, frames_table, returns_table
+from perceiver_obs.reporting.plots import return_curves
 
 OFFLINE = {"control_steps": 4000, "rendered": 1010, "policies": ["random"]}
 

@@ -18,8 +18,8 @@ from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 from torch import nn
 
 from envs import RolloutDataset, RolloutWriter
+from perceiver_obs.settings import settings_to_dict
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
-from perceiver_obs.training.settings import settings_to_dict
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
@@ -114,7 +114,7 @@ def test_full_disk_is_named_and_leaves_the_last_checkpoint(checkpoint, monkeypat
 def command(run: Path, options: dict) -> list[str]:
     file = run.with_suffix(".json")
     file.write_text(json.dumps(options))
-    return [sys.executable, "-m", "perceiver_obs.cli", "train-tokenizer", "--settings", str(file)]
+    return [sys.executable, "-m", "agents.cli", "train-tokenizer", "--settings", str(file)]
 
 
 def stop_at_first_checkpoint(run: Path, options: dict, number: signal.Signals) -> subprocess.CompletedProcess:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from perceiver_obs.cli import JOBS, main
-from perceiver_obs.training.settings import parse_settings, settings_arguments
+from agents.cli import JOBS, main
+from perceiver_obs.settings import parse_settings, settings_arguments
 
 pytest_plugins = ("tiny_data",)
 
@@ -70,7 +70,7 @@ def test_commands_are_listed(capsys):
 
 
 def test_the_command_imports_no_progress_bars_before_it_has_set_how_often_they_draw():
-    code = "import sys, perceiver_obs.cli; sys.exit('tqdm' in sys.modules)"
+    code = "import sys, agents.cli; sys.exit('tqdm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -143,7 +143,7 @@ def test_wrong_input_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch)
 
 
 def test_an_extra_that_is_not_installed_is_named_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "envs.ray_worker", raising=False)
+    monkeypatch.delitem(sys.modules, "envs.collection.ray_worker", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # what Python takes for "not installed"
     assert main(["collect", "--task", "cartpole-swingup", "--out", str(tmp_path / "data"), "--ray"]) == 2
     assert capsys.readouterr().err == (

@@ -16,11 +16,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from envs import CollectionError, CollectSettings, RolloutDataset, RolloutError, collect, make_dmc
-from envs.collect import make_collection_env
-from envs.dmc import DmcEnv
-from envs.policies import CorrelatedNoise, PolicyContext, make_policy
-from envs.sb3_policy import algorithm_class
-from envs.worker import play_episode
+from envs.collection.policies import CorrelatedNoise, PolicyContext, make_policy
+from envs.collection.sb3_policy import algorithm_class
+from envs.collection.settings import make_collection_env
+from envs.collection.worker import play_episode
+from envs.dmc.environment import DmcEnv
 
 
 def settings(out, **changes):
@@ -101,7 +101,7 @@ def test_only_what_is_missing_is_collected(tmp_path):
 def test_two_collections_of_one_dataset_make_it_together(tmp_path):
     expected = collect(settings(tmp_path / "alone", episodes=4), progress=False)
     command = [
-        *(sys.executable, "-m", "perceiver_obs.cli", "collect", "--task", "cartpole-swingup", "--episodes", "4"),
+        *(sys.executable, "-m", "agents.cli", "collect", "--task", "cartpole-swingup", "--episodes", "4"),
         *("--max-steps", "20", "--size", "16", "--render-quality", "fast", "--workers", "1"),
         *("--out", str(tmp_path / "shared")),
     ]

@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 from test_collect import files, settings
 
+from agents.cli import main
 from envs import CollectionError, CollectSettings, collect
-from envs.rollouts import RolloutWriter
-from perceiver_obs.cli import main
-from perceiver_obs.training.settings import parse_settings
+from perceiver_obs.data.rollouts import RolloutWriter
+from perceiver_obs.settings import parse_settings
 
 ray = pytest.importorskip("ray")
 

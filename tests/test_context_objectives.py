@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny_runs import predictor_settings, rollout_meta, tokenizer_settings, write_dataset
 
-from envs.rollouts import RolloutDataset, RolloutWriter
-from perceiver_obs.training.data import ClipPlace
-from perceiver_obs.training.pixel_objective import PixelObjective
-from perceiver_obs.training.state_objective import StateObjective, StateTargets
+from perceiver_obs.data.clips import ClipPlace
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
+from perceiver_obs.objectives.pixels import PixelObjective
+from perceiver_obs.objectives.states import StateObjective, StateTargets
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import write_dataset
 
-from envs.rollouts import RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs import VQPTTokenizer
+from perceiver_obs.data.clips import ClipIndex, ClipPlace, RolloutClips, leading_actions, prefetch
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutError, RolloutWriter
+from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes
 from perceiver_obs.training import token_cache
-from perceiver_obs.training.data import ClipIndex, ClipPlace, RolloutClips, leading_actions, prefetch
-from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
-from perceiver_obs.training.evaluation import NextTokenBaselines, count_codes, psnr, token_accuracies
+from perceiver_obs.training.quality import NextTokenBaselines, count_codes, psnr, token_accuracies
 from perceiver_obs.training.token_cache import TokenCache, encode_frames
 
 pytest_plugins = ("tiny_data",)

@@ -5,9 +5,8 @@ import json
 import pytest
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 
-from envs.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs import bundled_models
-from perceiver_obs.training.data_record import (
+from perceiver_obs.data.data_record import (
     DATA_FILE,
     OfflineFrames,
     describe_datasets,
@@ -15,6 +14,7 @@ from perceiver_obs.training.data_record import (
     read_data_record,
     write_data_record,
 )
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_readme import SMALL
 
-from perceiver_obs.cli import JOBS, main
-from perceiver_obs.training.settings import parse_settings
+from agents.cli import JOBS, main
+from perceiver_obs.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))

@@ -13,12 +13,12 @@ from tiny_models import tiny_model
 from tiny_runs import write_dataset
 
 from agents import TrainPolicySettings, VecPerceiverContext
-from agents.policy_env import PolicyEnvSettings
+from agents.training.settings import PolicyEnvSettings
 from envs import CollectSettings, RolloutDataset, make_dmc
-from envs.collect import make_collection_env
+from envs.collection.settings import make_collection_env
 from perceiver_obs import CausalPerceiverIO, PerceiverContextVectorWrapper, PerceiverContextWrapper
+from perceiver_obs.data.splits import joint_contract, open_datasets
 from perceiver_obs.frame_contract import FrameContract, Variant
-from perceiver_obs.training.datasets import joint_contract, open_datasets
 
 MADE = {"size": 64, "channels": 3, "action_repeat": 2, "camera": 0, "render_quality": "smooth"}
 WALKER = {**MADE, "tasks": ["walker-walk"]}

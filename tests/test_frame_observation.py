@@ -19,8 +19,8 @@ from envs import (
     make_dmc,
     make_env,
 )
+from envs.collection.policies import PolicyContext, make_policy
 from envs.frame_observation import parse_kwargs, square_frame
-from envs.policies import PolicyContext, make_policy
 from perceiver_obs import ActionEncoding
 
 WORLD = "tiny_worlds:TinyWorld-v0"

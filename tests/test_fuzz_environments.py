@@ -19,10 +19,10 @@ from tiny_models import tiny_model
 from tiny_runs import rollout_meta
 
 from agents import PerceiverFeaturesExtractor, VecPerceiverContext
+from agents.cli import JOBS, main
 from envs import RolloutDataset, RolloutError, RolloutWriter, make_dmc
-from envs.policies import PolicyContext, make_policy
+from envs.collection.policies import PolicyContext, make_policy
 from perceiver_obs import PerceiverContextVectorWrapper
-from perceiver_obs.cli import JOBS, main
 
 REFUSED = (ValueError, TypeError)
 MAKE_DMC = ["task", "size", "camera", "action_repeat", "render_quality", "seed", "state_in_info"]

@@ -64,7 +64,7 @@ def test_a_display_is_not_needed_even_if_dm_control_came_first():
 
 
 def test_the_users_backend_is_kept():
-    script = "import os, envs.gl\nenvs.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
+    script = "import os, envs.dmc.gl\nenvs.dmc.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
     assert run_python(script, MUJOCO_GL="egl", DISPLAY=":0").split() == ["egl"]
     assert run_python(script, PYOPENGL_PLATFORM="egl").split() == ["egl"]
     assert run_python(script, DISPLAY="").split() == ["egl"]

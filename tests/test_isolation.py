@@ -14,12 +14,11 @@ from tiny_models import SIZE, small_frames_model
 from tiny_runs import predictor_settings, tokenizer_settings
 
 from agents import PerceiverFeaturesExtractor, VecPerceiverContext, add_rollouts
-from agents.algorithms import load_to_act
-from agents.vec_pca import VecFramePCA
+from agents.policies.algorithms import load_to_act
+from agents.wrappers.vec_pca import VecFramePCA
 from envs import make_dmc
-from envs.policies import PolicyContext
-from envs.rollouts import RolloutDataset
-from envs.sb3_policy import Sb3Policy
+from envs.collection.policies import PolicyContext
+from envs.collection.sb3_policy import Sb3Policy
 from perceiver_obs import (
     CausalPerceiverIO,
     ContextEncoder,
@@ -28,10 +27,12 @@ from perceiver_obs import (
     VQPTTokenizer,
 )
 from perceiver_obs.context_encoder import _load_shared
-from perceiver_obs.training.frame_pca import FramePCA
-from perceiver_obs.training.generate import GenerateSettings, generate
-from perceiver_obs.training.perceptual import PerceptualDistance
-from perceiver_obs.training.probe import ProbeSettings, probe
+from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.evaluation.frame_pca import FramePCA
+from perceiver_obs.evaluation.generate import generate
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.settings import GenerateSettings, ProbeSettings
+from perceiver_obs.objectives.perceptual import PerceptualDistance
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 

@@ -14,8 +14,8 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs import make_dmc, state_names
-from envs.dmc import DmcEnv
-from envs.tasks import PLANET_ACTION_REPEAT
+from envs.dmc.environment import DmcEnv
+from envs.dmc.tasks import PLANET_ACTION_REPEAT
 
 
 def make(task="walker-walk", **kwargs):

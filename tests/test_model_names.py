@@ -7,8 +7,9 @@ from drawn_env import DrawnEnv
 from tiny_models import tiny_model
 
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
-from perceiver_obs.training.generate import GenerateSettings, generate
-from perceiver_obs.training.probe import ProbeSettings, probe
+from perceiver_obs.evaluation.generate import generate
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.settings import GenerateSettings, ProbeSettings
 
 
 @pytest.fixture(scope="module")

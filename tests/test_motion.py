@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from perceiver_obs import VQPTTokenizer
-from perceiver_obs.training.motion import CLIP_LENGTH, HORIZON, MotionObjective
-from perceiver_obs.training.outlines import Outlines
-from perceiver_obs.training.train_tokenizer import TokenizerObjective, TrainTokenizerSettings
+from perceiver_obs.objectives.edge_targets import EdgeTargets
+from perceiver_obs.objectives.motion import CLIP_LENGTH, HORIZON, MotionObjective
+from perceiver_obs.training.settings import TrainTokenizerSettings
+from perceiver_obs.training.train_tokenizer import TokenizerObjective
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def clips(real_video):
 def objective(clips):
     torch.manual_seed(0)
     tokenizer = VQPTTokenizer(code_dim=8, num_codes=16, downsample=8, base_channels=8, use_3d_conv=False)
-    outlines = Outlines(6, 1, clips.shape[3:], HORIZON)
-    outlines.fit(0, clips)
-    motion = MotionObjective(8 * 8 * 8, outlines, action_dim=2)
+    edge_targets = EdgeTargets(6, 1, clips.shape[3:], HORIZON)
+    edge_targets.fit(0, clips)
+    motion = MotionObjective(8 * 8 * 8, edge_targets, action_dim=2)
     return TokenizerObjective(tokenizer, motion, TrainTokenizerSettings())
 
 
@@ -32,7 +33,7 @@ def test_the_encoder_learns_to_tell_outlines_and_their_changes(clips, objective)
     losses = []
     for _ in range(40):
         parts = objective(clips[:, :1], clips=clips, actions=actions, groups=groups)
-        told = {name: parts[name] for name in ("outline", "contrastive")}
+        told = {name: parts[name] for name in ("edge", "contrastive")}
         losses.append({name: float(value.detach()) for name, value in told.items()})
         optimizer.zero_grad()
         sum(told.values()).backward()

@@ -10,10 +10,10 @@ import pytest
 from tiny_models import small_frames_model
 from tiny_worlds import ACTIONS
 
-from agents.algorithms import fitting_algorithm
-from agents.policy_files import PolicyRecord
+from agents.cli import main
+from agents.policies.algorithms import fitting_algorithm
+from agents.training.policy_files import PolicyRecord
 from envs import RolloutDataset
-from perceiver_obs.cli import main
 
 WORLD = "tiny_worlds:TinyWorld-v0"
 RETURN = "return 21.0 ± 0.0 over 2 episodes"  # 1 + 2 + … + 6, whatever it does
@@ -92,7 +92,7 @@ def test_an_id_given_as_a_task_names_the_way(command, tmp_path, monkeypatch, cap
 
 
 def test_one_thread_unless_the_user_says_otherwise():
-    code = "import os, perceiver_obs.cli as c; c.main(['--help']); import torch; print(torch.get_num_threads())"
+    code = "import os, agents.cli as c; c.main(['--help']); import torch; print(torch.get_num_threads())"
     environment = {"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
     for given, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)

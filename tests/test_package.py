@@ -54,5 +54,9 @@ def test_an_sdist_holds_the_same(tmp_path):
     pytest.importorskip("setuptools")
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
-    for name in ("pyproject.toml", "perceiver_obs/pretrained/dmc-small/model.safetensors", "agents/vec_context.py"):
+    for name in (
+        "pyproject.toml",
+        "perceiver_obs/pretrained/dmc-small/model.safetensors",
+        "agents/wrappers/vec_context.py",
+    ):
         assert name in names

@@ -23,7 +23,7 @@ from agents import (
     make_policy_env,
     train_policy,
 )
-from agents.learning_curve import read_curve
+from agents.training.learning_curve import read_curve
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, PerceiverContextWrapper
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from perceiver_obs.training.outlines import Outlines
-from perceiver_obs.training.perceptual import PerceptualDistance
-from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective, random_visible
+from perceiver_obs.objectives.edge_targets import EdgeTargets
+from perceiver_obs.objectives.perceptual import PerceptualDistance
+from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective, random_visible
 
 EVERY = LossWeights(
     1.0,
     perceptual=0.1,
     regression=1.0,
     inverse_dynamics=1.0,
-    outline=1.0,
+    edge=1.0,
     contrastive=0.3,
     reward=0.3,
     pixel=1.0,
@@ -46,8 +46,8 @@ def batch(real_video):
 def objective(weights=EVERY, **options) -> PredictorObjective:
     model = tiny_model(action_dim=2).train()
     model.tokenizer.requires_grad_(False)
-    outlines = Outlines(4, 2, (64, 64), 3) if weights.predict_ahead else None
-    return PredictorObjective(model.predictor, weights, outlines=outlines, num_states=NUM_STATES, **options)
+    edge_targets = EdgeTargets(4, 2, (64, 64), 3) if weights.predict_ahead else None
+    return PredictorObjective(model.predictor, weights, edge_targets=edge_targets, num_states=NUM_STATES, **options)
 
 
 def test_every_objective_reaches_the_latents(batch, distance):
@@ -123,13 +123,13 @@ def test_tokens_are_predicted_as_often_as_asked(batch):
 
 
 def test_what_does_not_fit_is_named(batch):
-    with pytest.raises(ValueError, match="no outlines"):
+    with pytest.raises(ValueError, match="no edge targets"):
         PredictorObjective(tiny_model().predictor, LossWeights(contrastive=1.0))
     without_rewards = {name: tensor for name, tensor in batch.items() if name != "rewards"}
     with pytest.raises(ValueError, match="needs the rewards"):
         objective(LossWeights(reward=1.0))(**without_rewards)
     with pytest.raises(ValueError, match="frames and groups"):
-        objective(LossWeights(outline=1.0))(batch["vectors"], batch["tokens"], batch["actions"])
+        objective(LossWeights(edge=1.0))(batch["vectors"], batch["tokens"], batch["actions"])
     with pytest.raises(ValueError, match="12 frames are too short for a horizon of 12"):
         objective(LossWeights(), horizons=(0, 12))(**batch)
     with pytest.raises(ValueError, match="action_dim"):

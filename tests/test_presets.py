@@ -7,9 +7,8 @@ import torch
 
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.presets import PRESETS, preset
-from perceiver_obs.training.settings import parse_settings
-from perceiver_obs.training.train_predictor import TrainPredictorSettings
-from perceiver_obs.training.train_tokenizer import TrainTokenizerSettings
+from perceiver_obs.settings import parse_settings
+from perceiver_obs.training.settings import TrainPredictorSettings, TrainTokenizerSettings
 
 TRAININGS = (TrainTokenizerSettings, TrainPredictorSettings)
 
@@ -40,7 +39,7 @@ def test_options_override_a_preset():
 
 
 def test_a_preset_that_means_nothing_is_refused():
-    from agents.evaluate import EvaluateSettings
+    from agents.training.settings import EvaluateSettings
 
     with pytest.raises(ValueError, match="unknown preset 'huge'; there are tiny, small, base"):
         parse_settings(TrainTokenizerSettings, ["--data", "x", "--preset", "huge"], "train")

@@ -17,11 +17,11 @@ from tiny_models import SIZE, offline_contexts, small_frames_model
 from tiny_runs import REPEAT, kill_at_second_evaluation, policy_settings, rollout_meta
 
 from agents import AdaptContext, VecPerceiverContext, add_rollouts, train_policy
-from agents.policy_files import PolicyRecord
+from agents.training.policy_files import PolicyRecord
 from envs import RecordRollouts, RolloutDataset, make_dmc
-from envs.rollouts import RolloutWriter
 from perceiver_obs import ActionEncoding
-from perceiver_obs.training.data_record import write_data_record
+from perceiver_obs.data.data_record import write_data_record
+from perceiver_obs.data.rollouts import RolloutWriter
 
 LENGTH = 11
 TOLERANCE = 1e-5

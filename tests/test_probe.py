@@ -11,18 +11,19 @@ import torch
 from tiny_models import small_frames_model
 from tiny_runs import write_dataset
 
-from envs.rollouts import RolloutDataset, RolloutWriter
-from envs.state_coordinates import StateCoordinates
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.training.data import leading_actions
-from perceiver_obs.training.datasets import split_episodes
-from perceiver_obs.training.probe import ProbeSettings, probe
-from perceiver_obs.training.probe_episodes import EpisodeList, ProbeSet, ProbeTask, probe_tasks
-from perceiver_obs.training.probe_features import context_features, pca_features, random_model
-from perceiver_obs.training.probe_regression import ProbeResult, Score, mlp, ridge, score
-from perceiver_obs.training.probe_report import mean_r2, mean_r2_of_tasks, summary_tables
-from perceiver_obs.training.report import load_section
-from perceiver_obs.training.supervision import Supervision, supervised_model, supervision_settings
+from perceiver_obs.data.clips import leading_actions
+from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
+from perceiver_obs.data.splits import split_episodes
+from perceiver_obs.data.state_coordinates import StateCoordinates
+from perceiver_obs.evaluation.features import context_features, pca_features, random_model
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.probe_data import EpisodeList, ProbeSet, ProbeTask, probe_tasks
+from perceiver_obs.evaluation.probe_report import mean_r2, mean_r2_of_tasks, summary_tables
+from perceiver_obs.evaluation.regression import ProbeResult, Score, mlp, ridge, score
+from perceiver_obs.evaluation.settings import ProbeSettings
+from perceiver_obs.evaluation.supervision import Supervision, supervised_model, supervision_settings
+from perceiver_obs.reporting.report import load_section
 
 pytest_plugins = ("tiny_data",)
 

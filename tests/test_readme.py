@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perceiver_obs.cli import JOBS, main
+from agents.cli import JOBS, main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

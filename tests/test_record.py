@@ -23,7 +23,7 @@ from tiny_runs import REPEAT, policy_settings
 
 from agents import EvaluateSettings, evaluate, train_policy
 from envs import CollectSettings, RecordRollouts, RolloutDataset, RolloutError, make_dmc
-from envs.worker import make_players, play_episode
+from envs.collection.worker import make_players, play_episode
 
 
 def make(**kwargs):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perceiver_obs.training import pictures
-from perceiver_obs.training.report import (
+from perceiver_obs.reporting import plots
+from perceiver_obs.reporting.report import (
     Figure,
     ReportSettings,
     Section,
@@ -40,7 +40,7 @@ SECTION = Section(
     "Tokenizer",
     "Frames <to> tokens & back.",
     {"held-out PSNR": "30.1 dB"},
-    (Figure("curves", "Curves", "Over the steps.", pictures.code_usage(np.array([[3, 2, 0]]))),),
+    (Figure("curves", "Curves", "Over the steps.", plots.code_usage(np.array([[3, 2, 0]]))),),
     (Table("Errors <m>", ("task", "a & b"), (("walker", "1 / 2"), ("mean", "–")), "Less is better."),),
 )
 
@@ -123,27 +123,27 @@ def test_directories_without_results_are_named(tmp_path):
 @given(count=st.integers(1, 20), height=st.integers(1, 100), width=st.integers(1, 100))
 def test_frame_tables_of_any_size(count, height, width):
     frames = noise(count, height, width, 3)
-    columns, rows = size_of(pictures.reconstructions(frames, frames))
+    columns, rows = size_of(plots.reconstructions(frames, frames))
     assert columns >= count * width
     assert rows >= 3 * height
 
 
 def test_frames_in_a_table_are_the_frames(tmp_path):
     frames = noise(2, 8, 8, 3)
-    table = np.asarray(Image.open(io.BytesIO(pictures.frame_table({"frames": frames}))).convert("RGB"))
+    table = np.asarray(Image.open(io.BytesIO(plots.frame_table({"frames": frames}))).convert("RGB"))
     colours = {tuple(pixel) for pixel in table.reshape(-1, 3)}
     assert {tuple(pixel) for pixel in frames.reshape(-1, 3)} <= colours
 
 
 def test_filmstrip_shows_what_was_predicted_below_what_happened():
     happened, predicted = noise(12, 8, 8, 3), noise(6, 8, 8, 3)
-    every = size_of(pictures.filmstrip(happened, predicted))
-    fewer = size_of(pictures.filmstrip(happened, predicted, every=3))
+    every = size_of(plots.filmstrip(happened, predicted))
+    fewer = size_of(plots.filmstrip(happened, predicted, every=3))
     assert every[0] > fewer[0]
 
 
 def test_gif_has_every_frame(tmp_path):
-    pictures.write_gif(tmp_path / "future.gif", noise(7, 16, 16, 3), noise(4, 16, 16, 3), frames_per_second=20)
+    plots.write_gif(tmp_path / "future.gif", noise(7, 16, 16, 3), noise(4, 16, 16, 3), frames_per_second=20)
     animation = Image.open(tmp_path / "future.gif")
     assert animation.n_frames == 7
     assert animation.info["duration"] == 50
@@ -151,7 +151,7 @@ def test_gif_has_every_frame(tmp_path):
 
 
 def test_charts_take_gaps_and_empty_lines():
-    size_of(pictures.bars({"positions": {"context": 0.9, "PCA": float("nan")}, "velocities": {"context": -3.0}}, "R²"))
-    size_of(pictures.curves({"loss": {"training": ([1, 2], [3.0, 0.1]), "held out": ([], [])}}))
-    size_of(pictures.code_usage(np.array([[5, 0, 1], [1, 1, 1]])))
-    size_of(pictures.learning_curve({"policy": [{"frames": 0, "mean_return": 1.0}]}))
+    size_of(plots.bars({"positions": {"context": 0.9, "PCA": float("nan")}, "velocities": {"context": -3.0}}, "R²"))
+    size_of(plots.curves({"loss": {"training": ([1, 2], [3.0, 0.1]), "held out": ([], [])}}))
+    size_of(plots.code_usage(np.array([[5, 0, 1], [1, 1, 1]])))
+    size_of(plots.learning_curve({"policy": [{"frames": 0, "mean_return": 1.0}]}))

@@ -2,7 +2,7 @@
 
 import torch
 
-from perceiver_obs.training.rewards import RewardObjective
+from perceiver_obs.objectives.rewards import RewardObjective
 
 
 def test_rewards_are_learned_whatever_their_scale_and_told_by_group():

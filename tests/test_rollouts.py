@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs import EpisodeExists, RolloutDataset, RolloutError, RolloutWriter, content_hash
+from envs import EpisodeExists, RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs import ActionEncoding
+from perceiver_obs.data import content_hash
 
 FIELDS = ("pixels", "actions", "rewards", "terminated", "truncated", "seed", "policy", "states")
 SIZE, ACTION_SIZE, STATES = 8, 2, ["position/a", "position/b", "velocity/a"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs import make_dmc
-from envs.state_coordinates import StateCoordinates
+from perceiver_obs.data.state_coordinates import StateCoordinates
 
 
 def rolled(task: str, steps: int = 4, **arguments):

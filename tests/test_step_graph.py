@@ -14,7 +14,8 @@ from tiny_models import tiny_model
 from torch import nn
 
 from agents import VecPerceiverContext
-from agents.policy_env import PolicyEnvSettings, make_policy_env
+from agents.training.policy_env import make_policy_env
+from agents.training.settings import PolicyEnvSettings
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextVectorWrapper, PerceiverContextWrapper
 

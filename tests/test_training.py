@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 
-from envs.rollouts import RolloutDataset
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
+from perceiver_obs.data.clips import leading_actions
+from perceiver_obs.data.data_record import read_data_record
+from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.reporting.metrics import MetricsLog, curve, read_lines
 from perceiver_obs.training.checkpoint import load_checkpoint
-from perceiver_obs.training.data import leading_actions
-from perceiver_obs.training.data_record import read_data_record
 from perceiver_obs.training.loop import learning_rate, make_accelerator, make_optimizer
-from perceiver_obs.training.metrics import MetricsLog, curve, read_lines
 from perceiver_obs.training.settings import RunSettings
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
@@ -35,9 +35,11 @@ from dataclasses import replace
 
 from perceiver_obs.training.checkpoint import state_digest
 from perceiver_obs.training.loop import make_accelerator, train
-from perceiver_obs.training.run_directory import RunDirectory
-from perceiver_obs.training.train_predictor import PredictorStage, TrainPredictorSettings, train_predictor
-from perceiver_obs.training.train_tokenizer import TokenizerStage, TrainTokenizerSettings, train_tokenizer
+from perceiver_obs.training.checkpoint import RunDirectory
+from perceiver_obs.training.train_predictor import PredictorStage, train_predictor
+from perceiver_obs.training.settings import TrainPredictorSettings
+from perceiver_obs.training.train_tokenizer import TokenizerStage, train_tokenizer
+from perceiver_obs.training.settings import TrainTokenizerSettings
 
 
 def trained(settings, make_stage):

@@ -7,10 +7,11 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import PolicyEnvSettings, make_policy_env
-from agents.vec_pca import VecFramePCA
+from agents.wrappers.vec_pca import VecFramePCA
 from envs import make_dmc
-from envs.collect import CollectSettings, collect
-from perceiver_obs.training.frame_pca import PCA_FILE, FramePCA, stack_frames
+from envs.collection.collect import collect
+from envs.collection.settings import CollectSettings
+from perceiver_obs.evaluation.frame_pca import PCA_FILE, FramePCA, stack_frames
 
 REPEAT = 50  # cartpole's episodes of 1000 control steps take 20 agent steps
 COMMON = {"task": "cartpole-swingup", "action_repeat": REPEAT, "render_quality": "fast"}

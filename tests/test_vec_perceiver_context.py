@@ -25,9 +25,9 @@ from staggered_episodes import SEED, all_alone, assert_same_episodes, random_act
 from tiny_models import tiny_model
 
 from agents import VecPerceiverContext
-from agents.vec_pca import VecFramePCA
+from agents.wrappers.vec_pca import VecFramePCA
 from envs import make_dmc
-from perceiver_obs.training.frame_pca import FramePCA
+from perceiver_obs.evaluation.frame_pca import FramePCA
 
 ROWS = len(LENGTHS)
 

@@ -13,31 +13,31 @@ from stable_baselines3 import PPO
 from tiny_models import tiny_model
 from tiny_runs import write_dataset
 
-import agents.watch_episodes
+import agents.visualize.episodes
 from agents import PolicyEnvSettings, load_policy, make_policy_env
-from agents.policy_files import PolicyRecord, save_policy
-from agents.trained_policy import make_any_policy
-from agents.watch import WatchSettings
+from agents.cli import main
+from agents.training.policy_files import PolicyRecord, save_policy
+from agents.training.trained_policy import make_any_policy
+from agents.visualize.settings import WatchSettings
 from envs import make_dmc
-from envs.policies import PolicyContext, make_policy
+from envs.collection.policies import PolicyContext, make_policy
 from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.cli import main
-from perceiver_obs.training.data import leading_actions
-from perceiver_obs.training.foretelling import foretell
-from perceiver_obs.training.settings import parse_settings
+from perceiver_obs.data.clips import leading_actions
+from perceiver_obs.evaluation.predicted_frames import predict
+from perceiver_obs.settings import parse_settings
 
 pytest_plugins = ("tiny_data",)
 
 STEPS, SEED, HORIZON = 12, 5, 3
 SIZE = (896, 686)
-PANELS = {"seen": 28, "foretold": 244, "now": 460, "tokens": 676}
+PANELS = {"seen": 28, "predicted": 244, "now": 460, "tokens": 676}
 TOP, SIDE, SCALE = 122, 192, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_frames_to_fit_on():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agents.watch_episodes, "FIT_STEPS", 15)
+        patch.setattr(agents.visualize.episodes, "FIT_STEPS", 15)
         yield
 
 
@@ -66,7 +66,7 @@ def webp(model, tmp_path_factory) -> list[np.ndarray]:
 def played() -> tuple[np.ndarray, np.ndarray]:
     """Frames `[T + 1, H, W, 3]` and actions `[T, 1]` of the same episode, played by hand."""
     env = make_dmc("cartpole-swingup", state_in_info=True)
-    reset_seed, policy_seed = np.random.SeedSequence([SEED, agents.watch_episodes.WATCHED]).generate_state(2)
+    reset_seed, policy_seed = np.random.SeedSequence([SEED, agents.visualize.episodes.WATCHED]).generate_state(2)
     policy = make_policy("correlated", policy_context(env))
     policy.begin(np.random.default_rng(policy_seed))
     frame, info = env.reset(seed=int(reset_seed))
@@ -120,12 +120,12 @@ def test_the_other_panels_show_what_the_model_makes_of_them(webp, played, model)
     for time, picture in enumerate(webp):
         close(shrunk(panel(picture, "tokens")), through_tokens[time])
         if time < HORIZON:
-            assert np.ptp(panel(picture, "foretold")[:20].reshape(-1, 3), axis=0).max() == 0
+            assert np.ptp(panel(picture, "predicted")[:20].reshape(-1, 3), axis=0).max() == 0
             continue
         seen = time - HORIZON + 1
         with torch.inference_mode():
             predicted = perceiver(video[:, : time + 1], seen, led[:, : time + 1])["reconstructed"][0, -1]
-        close(shrunk(panel(picture, "foretold")), predicted)
+        close(shrunk(panel(picture, "predicted")), predicted)
 
 
 def close(shown: np.ndarray, frame: torch.Tensor) -> None:
@@ -316,7 +316,7 @@ def test_a_policy_refuses_another_perceiver(trained, tmp_path, capsys):
 @pytest.mark.parametrize("horizon", [1, 4])
 def test_frames_are_foretold_from_contexts_and_actions(action_dim, horizon):
     random = np.random.default_rng(0)
-    episode = agents.watch_episodes.Episode(
+    episode = agents.visualize.episodes.Episode(
         pixels=random.integers(0, 256, (40, 64, 64, 3), dtype=np.uint8),
         actions=random.uniform(-1, 1, (39, 2)).astype(np.float32),
         rewards=np.zeros(39, np.float32),
@@ -326,7 +326,7 @@ def test_frames_are_foretold_from_contexts_and_actions(action_dim, horizon):
         policy="noise",
     )
     model = tiny_model(action_dim=action_dim)
-    frames = foretell(model, episode, horizon, torch.device("cpu"))
+    frames = predict(model, episode, horizon, torch.device("cpu"))
     assert frames.shape == (40 - horizon, 64, 64, 3)
     video = torch.from_numpy(episode.pixels.transpose(0, 3, 1, 2).copy())[None]
     led = None if action_dim is None else torch.from_numpy(leading_actions(episode.actions, action_dim))[None]
@@ -336,4 +336,4 @@ def test_frames_are_foretold_from_contexts_and_actions(action_dim, horizon):
             output = model(video[:, :upto], time + 1, None if led is None else led[:, :upto])
         close(frames[time], output["reconstructed"][0, -1])
     short = dataclasses.replace(episode, pixels=episode.pixels[:horizon], actions=episode.actions[: horizon - 1])
-    assert foretell(model, short, horizon, torch.device("cpu")).shape == (0, 64, 64, 3)
+    assert predict(model, short, horizon, torch.device("cpu")).shape == (0, 64, 64, 3)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from envs import make_dmc
-from perceiver_obs.training.animation import Palette
-from perceiver_obs.training.episode_picture import EpisodePicture
-from perceiver_obs.training.episode_view import EpisodeView, Reading
-from perceiver_obs.training.readout import main_directions, read_states
+from perceiver_obs.evaluation.regression import main_directions, read_states
+from perceiver_obs.reporting.animation import Palette
+from perceiver_obs.reporting.episode_picture import EpisodePicture
+from perceiver_obs.reporting.episode_view import EpisodeView, Reading
 
 TOP, SIDE = 122, 192
 
@@ -24,7 +24,7 @@ def some_view(**changes) -> EpisodeView:
         footnote="note",
         frames=frames[0],
         reconstructed=frames[1],
-        foretold=frames[2, :-2],
+        predicted=frames[2, :-2],
         horizon=2,
         rewards=np.ones(count - 1, np.float32),
         step_seconds=0.1,

@@ -6,7 +6,8 @@ import pytest
 from tiny_models import SIZE
 from tiny_runs import predictor_settings, tokenizer_settings
 
-from envs.collect import CollectSettings, collect
+from envs.collection.collect import collect
+from envs.collection.settings import CollectSettings
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from agents import TrainPolicySettings
-from agents.learning_curve import LearningCurve
-from envs.rollouts import RolloutWriter
-from perceiver_obs.training.train_predictor import TrainPredictorSettings
-from perceiver_obs.training.train_tokenizer import TrainTokenizerSettings
+from agents.training.learning_curve import LearningCurve
+from perceiver_obs.data.rollouts import RolloutWriter
+from perceiver_obs.training.settings import TrainPredictorSettings, TrainTokenizerSettings
 
 
 def tokenizer_settings(data: Path, out: Path, **changes) -> TrainTokenizerSettings:

@@ -93,7 +93,7 @@ class _CausalStack(nn.Module):
         return (m for m in self.modules() if isinstance(m, CausalConv) and m.time_kernel > 1)
 
     @property
-    def reach(self) -> int:
+    def lookback(self) -> int:
         """How many frames before the current one the output depends on."""
         return sum(conv.time_kernel - 1 for conv in self._temporal())
 
@@ -166,7 +166,7 @@ class Enlarge(nn.Module):
         return rearrange(x, "b t (c i j) h w -> b t c (h i) (w j)", i=self.factor, j=self.factor)
 
 
-class HalveTime(nn.Module):
+class TemporalDownsample(nn.Module):
     """Merge pairs of frames: T in, ceil(T / 2) out; an odd last frame is paired with itself."""
 
     def __init__(self, channels: int):
@@ -179,8 +179,8 @@ class HalveTime(nn.Module):
         return rearrange(self.merge(rearrange(x, "b (t p) c h w -> b t h w (p c)", p=2)), "b t h w c -> b t c h w")
 
 
-class DoubleTime(nn.Module):
-    """Undo `HalveTime`: T in, 2 T out."""
+class TemporalUpsample(nn.Module):
+    """Undo `TemporalDownsample`: T in, 2 T out."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.data.clips import Recorded, RolloutClips
+from perceiver_obs.data.splits import open_datasets, split_episodes, task_groups
 from perceiver_obs.isolation import isolated
 from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.objectives.states import StateTargets
+from perceiver_obs.settings import check_same_inputs, read_json
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
-from perceiver_obs.training.data import Recorded, RolloutClips
-from perceiver_obs.training.datasets import open_datasets, split_episodes
 from perceiver_obs.training.loop import make_accelerator, make_optimizer, seed_step
-from perceiver_obs.training.outlines import task_groups
-from perceiver_obs.training.settings import check_same_inputs, read_json
-from perceiver_obs.training.state_objective import StateTargets
+from perceiver_obs.training.settings import TrainPredictorSettings
 from perceiver_obs.training.token_cache import Codes, TokenCache, clip_codes, encode_frames
-from perceiver_obs.training.train_predictor import TrainPredictorSettings, make_objective, make_outlines
+from perceiver_obs.training.train_predictor import make_edge_targets, make_objective
 
 SETTINGS_FILE = "settings.json"
 OFFLINE, ONLINE = 0, 1  # streams of random numbers
@@ -80,10 +80,12 @@ class Adaptation:
         self._inputs = {"model": state_digest(model), "data": "+".join(d.fingerprint for d in self.datasets)}
         with isolated(device=device):
             seed_step(settings.seed, 0, 0)
-            outlines = make_outlines(self.model, settings, max([*self._groups, self._online_group]) + 1)
+            edge_targets = make_edge_targets(self.model, settings, max([*self._groups, self._online_group]) + 1)
             self._states = StateTargets(self.datasets) if settings.state_weight else None
             num_states = None if self._states is None else self._states.size
-            self._objective = make_objective(self.model.predictor, settings, outlines, device, num_states).to(device)
+            self._objective = make_objective(self.model.predictor, settings, edge_targets, device, num_states).to(
+                device
+            )
             self._optimizer = make_optimizer(self._objective, settings)
             if self.datasets:
                 self._fit(token_cache)

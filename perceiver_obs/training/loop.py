@@ -1,11 +1,15 @@
 """The training loop of both stages, on one device or on many (Accelerate, torchrun)."""
 
 import math
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,13 +19,50 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from perceiver_obs.data.clips import prefetch
 from perceiver_obs.isolation import seed_generators
-from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint
-from perceiver_obs.training.data import prefetch
-from perceiver_obs.training.interrupts import RunInterrupted, StopRequest
-from perceiver_obs.training.metrics import MetricsLog
-from perceiver_obs.training.run_directory import RunDirectory
-from perceiver_obs.training.settings import RunSettings, check_same_inputs, check_same_settings, settings_to_dict
+from perceiver_obs.reporting.metrics import MetricsLog
+from perceiver_obs.settings import check_same_inputs, check_same_settings, settings_to_dict
+from perceiver_obs.training.checkpoint import RunDirectory, load_checkpoint, save_checkpoint
+from perceiver_obs.training.settings import RunSettings
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run was asked to stop and has saved its state; `signal_number` says by which signal."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM set `signal_number` instead of ending the process.
+
+    A second SIGINT interrupts at once. Outside the main thread, where Python forbids handlers, signals keep
+    their usual meaning.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
 
 FINAL_LEARNING_RATE = 0.1
 

@@ -1,4 +1,4 @@
-"""How well a predictor foretells held-out episodes: next tokens beside baselines, and the future as pictures."""
+"""How well a predictor predicts held-out episodes: next tokens beside baselines, and the future as pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
-from perceiver_obs.training import pictures
-from perceiver_obs.training.data import RolloutClips
-from perceiver_obs.training.evaluation import NextTokenBaselines, to_uint8, token_accuracies
+from perceiver_obs.data.clips import RolloutClips
+from perceiver_obs.reporting import plots
+from perceiver_obs.reporting.metrics import curve, read_lines
+from perceiver_obs.reporting.report import Figure, Section
+from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Outcome, seed_step
-from perceiver_obs.training.metrics import curve, read_lines
-from perceiver_obs.training.report import Figure, Section
-from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.quality import NextTokenBaselines, to_uint8, token_accuracies
 from perceiver_obs.training.token_cache import TokenCache
 
 CLIPS_AT_ONCE = 16
@@ -76,18 +76,18 @@ class PredictorEvaluation:
 
     @torch.no_grad()
     def accuracies(self, device: torch.device) -> dict[str, float]:
-        """Share of the next frame's tokens foretold, by the model and by each baseline (`token_accuracies`)."""
+        """Share of the next frame's tokens predicted, by the model and by each baseline (`token_accuracies`)."""
         places = self.clips.index.draw(self.num_clips, seed=0, step=0)
-        last_two, foretold = [], []
+        last_two, predicted = [], []
         for start in range(0, self.num_clips, CLIPS_AT_ONCE):
             chunk = places[start : start + CLIPS_AT_ONCE]
             video = torch.from_numpy(self.clips.frames(chunk)).to(device)
             prediction = self.model(video, self.num_seen, self._actions(self.clips, chunk, device))
-            foretold.append(self.model.tokenizer.unpack(prediction["predicted_tokens"])[:, 0].cpu().numpy())
+            predicted.append(self.model.tokenizer.unpack(prediction["predicted_tokens"])[:, 0].cpu().numpy())
             tokens = self.model.tokenizer.unpack(self.cache.clips(chunk, self.num_seen + 1)[1])
             last_two.append(tokens[:, -2:].numpy())
         current, following = np.concatenate(last_two).swapaxes(0, 1)
-        forecasts = {"model": np.concatenate(foretold), **self.baselines.forecast(current)}
+        forecasts = {"model": np.concatenate(predicted), **self.baselines.forecast(current)}
         return token_accuracies(forecasts, current, following)
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class PredictorEvaluation:
         """What the run has to show."""
         scores = self.accuracies(device)
         facts = {
-            "next tokens foretold": f"{scores['model']:.1%} (copying the last frame: {scores['copy']:.1%})",
+            "next tokens predicted": f"{scores['model']:.1%} (copying the last frame: {scores['copy']:.1%})",
             "steps": outcome.describe(),
             "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
@@ -124,23 +124,23 @@ class PredictorEvaluation:
                 f"A predicted future ({number + 1} of {STRIPS})",
                 f"A held-out episode. The model sees {strip.num_context_frames} frames, of which the last is shown, "
                 "and the actions that follow; each predicted frame is fed back before the next.",
-                pictures.filmstrip(strip.happened, strip.predicted),
+                plots.filmstrip(strip.happened, strip.predicted),
             )
             for number, strip in enumerate(self.continuations(device))
         ]
         figures += [
             Figure(
                 "accuracy",
-                "Next tokens foretold, beside baselines",
+                "Next tokens predicted, beside baselines",
                 "Share of the next frame's tokens that are exactly right: of all, of those at places where any token "
-                "changes, and of those that change themselves, which copying cannot foretell. The unigram knows each "
+                "changes, and of those that change themselves, which copying cannot predict. The unigram knows each "
                 "place's most frequent token, the bigram what most often follows the token that is there; told that "
                 "it changes, what most often follows of all others.",
-                pictures.bars(_bar_groups(scores), "share right"),
+                plots.bars(_bar_groups(scores), "share right"),
             ),
-            Figure("curves", "Curves", "Over the steps of the run.", pictures.curves(_panels(run))),
+            Figure("curves", "Curves", "Over the steps of the run.", plots.curves(_panels(run))),
         ]
-        summary = f"Contexts that foretell tokens, trained in {run.path}."
+        summary = f"Contexts that predict tokens, trained in {run.path}."
         return Section("Predictor", summary, facts, tuple(figures))
 
 

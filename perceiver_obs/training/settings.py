@@ -1,39 +1,20 @@
-"""Settings of a job: one dataclass that the command line, a JSON file and `--help` share."""
+"""Settings of both trainings."""
 
-import dataclasses
-import difflib
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
-from perceiver_obs.presets import PRESETS, preset
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Settings = TypeVar("Settings", bound="DataclassInstance")
+from perceiver_obs.settings import resumable
 
 
-def may_change(default: Any) -> Any:
-    """A settings field that does not influence the result, so a run may be resumed with another value."""
-    return dataclasses.field(default=default, metadata={"may_change": True})
-
-
-def by_place(default: Any) -> Any:
-    """A settings field that may come first on the command line without its name; one of a class at most."""
-    return dataclasses.field(default=default, metadata={"by_place": True})
-
-
-@dataclasses.dataclass
+@dataclass
 class RunSettings:
     """What every training run has in common."""
 
     data: tuple[str, ...] = ("runs/data",)
     """Rollout directories to learn from. Several are mixed in equal parts, whatever their sizes."""
-    out: str = may_change("runs/training")
+    out: str = resumable("runs/training")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
-    steps: int = may_change(10_000)
+    steps: int = resumable(10_000)
     """Optimiser steps of the whole run. The learning rate follows this number, not the clock.
     Raise it to go on: the learning rate rises again to where it stands in the longer run."""
     batch_size: int = 32
@@ -50,18 +31,18 @@ class RunSettings:
     """Seed of the weights, of the order of the data and of every random choice."""
     held_out_fraction: float = 0.1
     """Share of the episodes kept for evaluation (at least one)."""
-    max_minutes: float | None = may_change(None)
+    max_minutes: float | None = resumable(None)
     """Minutes after which the run, resumed or not, ends even if steps remain: it saves, evaluates, and says so.
     Raise it to go on. None: no limit."""
-    evaluate_every: int = may_change(500)
+    evaluate_every: int = resumable(500)
     """Steps between evaluations on held-out episodes."""
-    evaluation_clips: int = may_change(128)
+    evaluation_clips: int = resumable(128)
     """Held-out clips that an evaluation looks at."""
-    checkpoint_every: int = may_change(500)
+    checkpoint_every: int = resumable(500)
     """Steps between checkpoints; a kill loses at most so many."""
-    log_every: int = may_change(10)
+    log_every: int = resumable(10)
     """Steps between lines in metrics.jsonl and TensorBoard."""
-    device: str = may_change("auto")
+    device: str = resumable("auto")
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
     mixed_precision: bool = True
     """Compute in bfloat16 where the device is a GPU (never on a CPU)."""
@@ -78,111 +59,158 @@ class RunSettings:
             raise ValueError(f'device must be "auto", "cpu" or "cuda", got {self.device!r}')
 
 
-def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog: str) -> Settings:
-    """Settings from command line arguments.
+@dataclass
+class TrainTokenizerSettings(RunSettings):
+    """Train a tokenizer on collected rollouts: frames become tokens, and tokens decode to frames again."""
 
-    `--settings FILE.json` gives defaults that the others override, and so does `--preset NAME` where the settings
-    have fields of its (`perceiver_obs.presets`).
-    """
-    import tyro
+    out: str = resumable("runs/tokenizer")
+    """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
+    batch_size: int = 16
+    """Clips per step and per process (two GPUs see twice as many)."""
+    learning_rate: float = 1.5e-3
+    """Peak learning rate of AdamW."""
+    clip_length: int = 1
+    """Frames of a training clip. Spatio-temporal convolutions learn across them and need several."""
+    foreground_weight: float = 4.0
+    """Extra weight of pixels that differ from their episode's median frame, where the motion is. 0: none."""
+    code_dim: int = 32
+    """Width of the code vectors, which the Perceiver reads."""
+    num_codes: int = 256
+    """Codes in each codebook."""
+    num_quantizers: int = 4
+    """Codebooks; each codes what the ones before it left over."""
+    downsample: int = 8
+    """Pixels of a token's side, a power of two: 64 x 64 pixels become 8 x 8 tokens."""
+    base_channels: int = 24
+    """Channels after the first convolution; doubled at each further halving."""
+    stem_stride: int = 4
+    """Pixels that the first convolution steps over, a power of two; 4 makes the encoder several times cheaper."""
+    use_3d_conv: bool = False
+    """Spatio-temporal convolutions (this frame and two before in each block) rather than frame by frame."""
+    temporal_downsample: bool = False
+    """Halve the time axis of the tokens. Such a tokenizer compresses clips; contexts cannot be built on it."""
+    quantizer: Literal["vq", "fsq"] = "vq"
+    """"vq": learned codebooks; "fsq": a fixed grid."""
+    commitment_weight: float = 0.05
+    """Weight of the loss that keeps code vectors near their codes."""
+    diversity_weight: float = 0.01
+    """Weight of the loss that asks for even code usage."""
+    motion_weight: float = 0.1
+    """Weight of telling edge targets and how they change from code vectors, so that these hold motion. 0: none."""
+    contrastive_weight: float = 0.1
+    """Part of it that picking the right frame has."""
+    edge_order: int = 10
+    """Spatial frequencies of the edge targets, in each direction."""
 
-    file, arguments = _take_option("--settings", list(arguments))
-    name, arguments = _take_option("--preset", arguments)
-    from_file = settings_arguments(settings_type, read_json(file)) if file else []
-    if name is not None:
-        from_file = [*_preset_arguments(settings_type, name), *from_file]
-    for field in dataclasses.fields(settings_type):
-        if alone := field.metadata.get("alone"):
-            arguments = _give_value(f"--{field.name}", alone, arguments)
-    unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("by_place")]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = [*unnamed, *arguments]
-    description = f"{settings_type.__doc__}\n--settings FILE.json gives defaults that the options override."
-    if {"base_channels", "num_latents"} & {field.name for field in dataclasses.fields(settings_type)}:
-        description += f" So does --preset NAME, one of {', '.join(PRESETS)}."
-    return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])
-
-
-def _take_option(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}="), arguments[:place] + arguments[place + 1 :]
-        if argument == flag:
-            if place + 1 == len(arguments):
-                raise ValueError(f"{flag} needs a value")
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-    return None, arguments
-
-
-def _give_value(flag: str, value: str, arguments: list[str]) -> list[str]:
-    """The arguments in which a flag that stands alone has a value."""
-    for place, argument in enumerate(arguments):
-        if argument == flag and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
-            return [*arguments[: place + 1], value, *arguments[place + 1 :]]
-    return arguments
-
-
-def _preset_arguments(settings_type: type, name: str) -> list[str]:
-    known = {field.name for field in dataclasses.fields(settings_type)}
-    chosen = {size: value for size, value in preset(name).items() if size in known}
-    if not chosen:
-        raise ValueError("--preset is for train-tokenizer and train-predictor: nothing else here has sizes")
-    return settings_arguments(settings_type, chosen)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.motion_weight and self.temporal_downsample:
+            raise ValueError("a tokenizer with temporal_downsample cannot learn motion: set motion_weight to 0")
 
 
-def settings_arguments(settings_type: type, values: dict[str, Any]) -> list[str]:
-    """The command line that says what `values` say, so that a file is checked just as a command line is."""
-    known = [field.name for field in dataclasses.fields(settings_type)]
-    arguments = []
-    for name, value in values.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {name!r}{hint}")
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            arguments += [f"--{flag}", *map(str, value)]
-        elif isinstance(value, dict):
-            arguments += [f"--{flag}", *(str(part) for pair in value.items() for part in pair)]
-        else:
-            arguments.append(f"--{flag}={value}")
-    return arguments
+@dataclass
+class TrainPredictorSettings(RunSettings):
+    """Train the Perceiver to predict tokens from its contexts, over a tokenizer that stays as it is."""
 
+    out: str = resumable("runs/predictor")
+    """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
+    tokenizer: str = "runs/tokenizer"
+    """Directory of the trained tokenizer."""
+    begin_with: str | None = None
+    """Go on from the weights of this model (bundled name, directory or "hf://owner/name") and with its tokenizer, for
+    a new task or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
+    batch_size: int = 16
+    """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    clip_length: int = 15
+    """Frames of a training clip."""
+    sequence_length: int = 6
+    """Frames that one context sees, its own included."""
+    reads: Literal["tokens", "frames"] = "tokens"
+    """What the Perceiver reads: the tokenizer's code vectors, or frames by convolutions of its own. Frames need
+    inputs_per_frame, and no keypoints."""
+    inputs_per_frame: int | None = 8
+    """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
+    keypoints: int | None = 64
+    """Points found in each frame, which these maps are of in place of the grid; None: of the grid."""
+    token_time_kernel: int = 1
+    """Frames joined in each of the Perceiver's inputs."""
+    num_latents: int = 8
+    """Latents of the Perceiver for each frame."""
+    num_latent_channels: int = 128
+    """Width of the latents, and of the context that a policy reads."""
+    num_cross_attention_heads: int = 4
+    """Heads of every attention."""
+    num_self_attention_layers: int = 1
+    """Self-attention blocks over the latents of a frame."""
+    widening_factor: int = 2
+    """Hidden width of the MLPs, in widths of the latents."""
+    num_decoder_layers: int = 1
+    """Blocks of the queries that predict a frame from a context."""
+    dropout: float = 0.0
+    """Dropout in training passes."""
+    timescales: tuple[str, ...] = ()
+    """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
+    read_actions: bool = True
+    """Read the actions that led to each frame, and predict under those to come."""
+    horizons: tuple[int, ...] = (0, 1, 2, 3)
+    """Steps ahead to predict tokens, drawn evenly; 0 is the frame itself."""
+    cross_entropy_weight: float = 0.1
+    """Weight of the cross-entropy of the tokens."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance between decoded and true frames. Slow on a CPU."""
+    regression_weight: float = 0.0
+    """Weight of the squared error of the code vectors."""
+    inverse_dynamics_weight: float = 0.0
+    """Weight of telling the action from two contexts in a row."""
+    foreground_weight: float = 0.0
+    """Extra weight of places that move in their clip."""
+    edge_weight: float = 1.0
+    """Weight of telling edge targets, low spatial frequencies of the edges in frames, and how they change."""
+    contrastive_weight: float = 0.3
+    """Weight of picking the frames to come from among all frames of the batch, by their edge targets."""
+    reward_weight: float = 0.3
+    """Weight of predicting the rewards of the next steps, of what decides about them. 0 learns without rewards."""
+    pixel_weight: float = 0.0
+    """Weight of drawing frames from contexts, their own and one to come. It costs a decoder's pass."""
+    state_weight: float = 0.0
+    """Weight of regressing the recorded simulator state: privileged training, for data with states. What a model learns
+    so is not learned from pixels alone: say so where you report results."""
+    edge_order: int = 10
+    """Spatial frequencies of the edge targets, in each direction."""
+    latent_horizon: int = 6
+    """Steps ahead that contexts are moved, by one linear map, to tell and to pick edge targets; all of them at once."""
+    samples: int = 5
+    """Frames of each clip whose contexts are trained."""
+    token_predictions: int | None = 8
+    """Predictions of tokens a step, drawn from the samples of all clips; None predicts from each."""
 
-def settings_to_dict(settings: Any) -> dict[str, Any]:
-    """Settings as JSON would hold them (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.horizons or min(self.horizons) < 0:
+            raise ValueError(f"horizons must be numbers of steps from 0 up, got {self.horizons}")
+        if self.latent_horizon < 1:
+            raise ValueError(f"latent_horizon must be at least 1, got {self.latent_horizon}")
+        longest = max(*self.horizons, self.latent_horizon if self.predicts_latents else 0)
+        if self.clip_length <= longest:
+            raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
 
+    @property
+    def needs_frames(self) -> bool:
+        """Whether anything but tokens is read."""
+        return self.reads == "frames" or self.perceptual_weight > 0 or self.predicts_latents
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError names the file if it holds anything else."""
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values
-
-
-def check_same_inputs(saved: dict[str, str], current: dict[str, str], where: str) -> None:
-    """Raises ValueError naming the first input (data, tokenizer) that is not what a run was begun with."""
-    for name, fingerprint in current.items():
-        if saved.get(name) != fingerprint:
-            raise ValueError(f"{where} was begun with other {name} than there is now; choose another output directory")
-
-
-def check_same_settings(saved: dict[str, Any], settings: Any, where: str) -> None:
-    """Raises ValueError naming the first setting in which a run to be resumed differs from its beginning."""
-    current = settings_to_dict(settings)
-    free = {f.name for f in dataclasses.fields(settings) if f.metadata.get("may_change")}
-    for name in sorted((saved.keys() | current.keys()) - free):
-        before, now = saved.get(name, "(absent)"), current.get(name, "(absent)")
-        if before != now:
-            raise ValueError(
-                f"{where} was begun with {name}={before!r}, not {now!r}; "
-                f"resume with the same settings or choose another output directory"
+    @property
+    def predicts_latents(self) -> bool:
+        """Whether an objective needs edge targets, or what predicts them ahead."""
+        return any(
+            weight > 0
+            for weight in (
+                self.edge_weight,
+                self.contrastive_weight,
+                self.reward_weight,
+                self.pixel_weight,
+                self.state_weight,
             )
+        )

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from envs.rollouts import RolloutDataset
+from perceiver_obs.data.clips import ClipPlace
+from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.files import write_atomic
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import state_digest
-from perceiver_obs.training.data import ClipPlace
 
 FORMAT_VERSION = 1
 FRAMES_AT_ONCE = 64

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from perceiver_obs.data.clips import RolloutClips
+from perceiver_obs.reporting import plots
+from perceiver_obs.reporting.metrics import curve, read_lines
+from perceiver_obs.reporting.report import Figure, Section
 from perceiver_obs.tokenizer import VQPTTokenizer
-from perceiver_obs.training import pictures
-from perceiver_obs.training.data import RolloutClips
-from perceiver_obs.training.evaluation import count_codes, psnr, to_uint8, used_share
+from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Outcome
-from perceiver_obs.training.metrics import curve, read_lines
-from perceiver_obs.training.report import Figure, Section
-from perceiver_obs.training.run_directory import RunDirectory
+from perceiver_obs.training.quality import count_codes, psnr, to_uint8, used_share
 
 CLIPS_AT_ONCE = 16
 PICTURED_FRAMES = 10
@@ -98,14 +98,14 @@ def tokenizer_section(
             "reconstructions",
             "Reconstructions of held-out frames",
             "Above: rendered frames that were not trained on. Below: what the decoder makes of their tokens.",
-            pictures.reconstructions(held_out.originals, held_out.decoded),
+            plots.reconstructions(held_out.originals, held_out.decoded),
         ),
         Figure(
             "code_usage",
             "Code usage",
             "Over held-out clips. A curve that reaches the right edge means that every code earns its place.",
-            pictures.code_usage(held_out.code_counts),
+            plots.code_usage(held_out.code_counts),
         ),
-        Figure("curves", "Curves", "Over the steps of the run.", pictures.curves(panels)),
+        Figure("curves", "Curves", "Over the steps of the run.", plots.curves(panels)),
     )
     return Section("Tokenizer", f"Frames to tokens and back, trained in {run.path}.", facts, figures)

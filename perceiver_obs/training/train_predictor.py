@@ -1,9 +1,7 @@
-"""Second stage: a Perceiver that reads frames through a trained tokenizer and foretells the next tokens."""
+"""Second stage: a Perceiver that reads frames through a trained tokenizer and predicts the next tokens."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,137 +9,28 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.data.clips import ClipPlace, RolloutClips
+from perceiver_obs.data.data_record import read_data_record, write_data_record
+from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.objectives.edge_targets import EdgeTargets
+from perceiver_obs.objectives.perceptual import PerceptualDistance
+from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective
+from perceiver_obs.objectives.states import StateTargets
 from perceiver_obs.predictor import PerceiverTokenPredictor
+from perceiver_obs.reporting.report import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
-from perceiver_obs.training.checkpoint import state_digest
-from perceiver_obs.training.data import ClipPlace, RolloutClips
-from perceiver_obs.training.data_record import read_data_record, write_data_record
-from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
+from perceiver_obs.training.checkpoint import RunDirectory, state_digest
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
-from perceiver_obs.training.outlines import Outlines, task_groups
-from perceiver_obs.training.perceptual import PerceptualDistance
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
-from perceiver_obs.training.predictor_objective import LossWeights, PredictorObjective
-from perceiver_obs.training.report import save_section
-from perceiver_obs.training.run_directory import RunDirectory
-from perceiver_obs.training.settings import RunSettings, may_change
-from perceiver_obs.training.state_objective import StateTargets
+from perceiver_obs.training.settings import TrainPredictorSettings
 from perceiver_obs.training.token_cache import TokenCache
 
 HELD_OUT_BATCHES = 4
 STATISTICS_BATCHES, STATISTICS_CLIPS, STATISTICS_LENGTH = 16, 4, 64
-
-
-@dataclass
-class TrainPredictorSettings(RunSettings):
-    """Train the Perceiver to foretell tokens from its contexts, over a tokenizer that stays as it is."""
-
-    out: str = may_change("runs/predictor")
-    """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
-    tokenizer: str = "runs/tokenizer"
-    """Directory of the trained tokenizer."""
-    begin_with: str | None = None
-    """Go on from the weights of this model (bundled name, directory or "hf://owner/name") and with its tokenizer, for
-    a new task or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
-    batch_size: int = 16
-    """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    clip_length: int = 15
-    """Frames of a training clip."""
-    sequence_length: int = 6
-    """Frames that one context sees, its own included."""
-    reads: Literal["tokens", "frames"] = "tokens"
-    """What the Perceiver reads: the tokenizer's code vectors, or frames by convolutions of its own. Frames need
-    inputs_per_frame, and no keypoints."""
-    inputs_per_frame: int | None = 8
-    """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
-    keypoints: int | None = 64
-    """Points found in each frame, which these maps are of in place of the grid; None: of the grid."""
-    token_time_kernel: int = 1
-    """Frames joined in each of the Perceiver's inputs."""
-    num_latents: int = 8
-    """Latents of the Perceiver for each frame."""
-    num_latent_channels: int = 128
-    """Width of the latents, and of the context that a policy reads."""
-    num_cross_attention_heads: int = 4
-    """Heads of every attention."""
-    num_self_attention_layers: int = 1
-    """Self-attention blocks over the latents of a frame."""
-    widening_factor: int = 2
-    """Hidden width of the MLPs, in widths of the latents."""
-    num_decoder_layers: int = 1
-    """Blocks of the queries that foretell a frame from a context."""
-    dropout: float = 0.0
-    """Dropout in training passes."""
-    timescales: tuple[str, ...] = ()
-    """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
-    read_actions: bool = True
-    """Read the actions that led to each frame, and predict under those to come."""
-    horizons: tuple[int, ...] = (0, 1, 2, 3)
-    """Steps ahead to foretell tokens, drawn evenly; 0 is the frame itself."""
-    cross_entropy_weight: float = 0.1
-    """Weight of the cross-entropy of the tokens."""
-    perceptual_weight: float = 0.0
-    """Weight of the perceptual distance between decoded and true frames. Slow on a CPU."""
-    regression_weight: float = 0.0
-    """Weight of the squared error of the code vectors."""
-    inverse_dynamics_weight: float = 0.0
-    """Weight of telling the action from two contexts in a row."""
-    foreground_weight: float = 0.0
-    """Extra weight of places that move in their clip."""
-    outline_weight: float = 1.0
-    """Weight of telling outlines, low spatial frequencies of the edges in frames, and how they change."""
-    contrastive_weight: float = 0.3
-    """Weight of picking the frames to come from among all frames of the batch, by their outlines."""
-    reward_weight: float = 0.3
-    """Weight of foretelling the rewards of the next steps, of what decides about them. 0 learns without rewards."""
-    pixel_weight: float = 0.0
-    """Weight of drawing frames from contexts, their own and one to come. It costs a decoder's pass."""
-    state_weight: float = 0.0
-    """Weight of regressing the recorded simulator state: privileged training, for data with states. What a model learns
-    so is not learned from pixels alone: say so where you report results."""
-    outline_order: int = 10
-    """Spatial frequencies of the outlines, in each direction."""
-    outline_horizon: int = 6
-    """Steps ahead that contexts are moved, by one linear map, to tell and to pick outlines; all of them at once."""
-    samples: int = 5
-    """Frames of each clip whose contexts are trained."""
-    token_predictions: int | None = 8
-    """Predictions of tokens a step, drawn from the samples of all clips; None predicts from each."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.horizons or min(self.horizons) < 0:
-            raise ValueError(f"horizons must be numbers of steps from 0 up, got {self.horizons}")
-        if self.outline_horizon < 1:
-            raise ValueError(f"outline_horizon must be at least 1, got {self.outline_horizon}")
-        longest = max(*self.horizons, self.outline_horizon if self.reads_outlines else 0)
-        if self.clip_length <= longest:
-            raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
-
-    @property
-    def needs_frames(self) -> bool:
-        """Whether anything but tokens is read."""
-        return self.reads == "frames" or self.perceptual_weight > 0 or self.reads_outlines
-
-    @property
-    def reads_outlines(self) -> bool:
-        """Whether an objective needs outlines, or what predicts them ahead."""
-        return any(
-            weight > 0
-            for weight in (
-                self.outline_weight,
-                self.contrastive_weight,
-                self.reward_weight,
-                self.pixel_weight,
-                self.state_weight,
-            )
-        )
 
 
 def train_predictor(settings: TrainPredictorSettings) -> CausalPerceiverIO:
@@ -169,21 +58,23 @@ def _train(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     return CausalPerceiverIO.from_pretrained(run.path)
 
 
-def make_outlines(model: CausalPerceiverIO, settings: TrainPredictorSettings, num_groups: int) -> Outlines | None:
-    """Outlines as settings ask for them, not fitted yet; None where no objective reads them."""
-    if not settings.reads_outlines:
+def make_edge_targets(
+    model: CausalPerceiverIO, settings: TrainPredictorSettings, num_groups: int
+) -> EdgeTargets | None:
+    """EdgeTargets as settings ask for them, not fitted yet; None where no objective reads them."""
+    if not settings.predicts_latents:
         return None
-    return Outlines(settings.outline_order, num_groups, model.video_shape[2:], settings.outline_horizon)
+    return EdgeTargets(settings.edge_order, num_groups, model.video_shape[2:], settings.latent_horizon)
 
 
 def make_objective(
     predictor: PerceiverTokenPredictor,
     settings: TrainPredictorSettings,
-    outlines: Outlines | None,
+    edge_targets: EdgeTargets | None,
     device: torch.device,
     num_states: int | None = None,
 ) -> PredictorObjective:
-    """The objective that settings ask for, not fitted to the data yet; with `outlines` where they read any."""
+    """The objective that settings ask for, not fitted to the data yet; with `edge_targets` where they read any."""
     return PredictorObjective(
         predictor,
         LossWeights(
@@ -191,7 +82,7 @@ def make_objective(
             perceptual=settings.perceptual_weight,
             regression=settings.regression_weight,
             inverse_dynamics=settings.inverse_dynamics_weight,
-            outline=settings.outline_weight,
+            edge=settings.edge_weight,
             contrastive=settings.contrastive_weight,
             reward=settings.reward_weight,
             pixel=settings.pixel_weight,
@@ -201,7 +92,7 @@ def make_objective(
         settings.samples,
         settings.foreground_weight,
         perceptual_distance=PerceptualDistance().to(device) if settings.perceptual_weight else None,
-        outlines=outlines,
+        edge_targets=edge_targets,
         token_predictions=settings.token_predictions,
         num_states=num_states,
     )
@@ -240,10 +131,10 @@ class PredictorStage(Stage):
         self.cache.fill(accelerator)
         if begun is None:
             self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
-        outlines = make_outlines(self.model, settings, len(tasks))
+        edge_targets = make_edge_targets(self.model, settings, len(tasks))
         self.states = StateTargets(datasets) if settings.state_weight else None
         num_states = None if self.states is None else self.states.size
-        self.module = make_objective(self.model.predictor, settings, outlines, accelerator.device, num_states)
+        self.module = make_objective(self.model.predictor, settings, edge_targets, accelerator.device, num_states)
         self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
@@ -289,7 +180,7 @@ class PredictorStage(Stage):
             batch["actions"] = pad_actions(actions, self.model.action_dim, actions.shape[:2])
         if self.settings.needs_frames:
             batch["frames"] = torch.from_numpy(clips.frames(places))
-        if self.settings.reads_outlines:
+        if self.settings.predicts_latents:
             batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
         if self.settings.reward_weight:
             batch["rewards"] = torch.from_numpy(clips.rewards(places))

@@ -1,74 +1,22 @@
 """First stage: a tokenizer that turns frames into tokens and back."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perceiver_obs.data.clips import RolloutClips
+from perceiver_obs.data.data_record import write_data_record
+from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.isolation import isolated, seed_generators
+from perceiver_obs.objectives.edge_targets import EdgeTargets
+from perceiver_obs.objectives.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
+from perceiver_obs.reporting.report import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
-from perceiver_obs.training.data import RolloutClips
-from perceiver_obs.training.data_record import write_data_record
-from perceiver_obs.training.datasets import joint_contract, open_datasets, split_episodes
-from perceiver_obs.training.evaluation import used_share
+from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
-from perceiver_obs.training.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
-from perceiver_obs.training.outlines import Outlines, task_groups
-from perceiver_obs.training.report import save_section
-from perceiver_obs.training.run_directory import RunDirectory
-from perceiver_obs.training.settings import RunSettings, may_change
+from perceiver_obs.training.quality import used_share
+from perceiver_obs.training.settings import TrainTokenizerSettings
 from perceiver_obs.training.tokenizer_evaluation import HeldOutReconstruction, reconstruct_held_out, tokenizer_section
-
-
-@dataclass
-class TrainTokenizerSettings(RunSettings):
-    """Train a tokenizer on collected rollouts: frames become tokens, and tokens decode to frames again."""
-
-    out: str = may_change("runs/tokenizer")
-    """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
-    batch_size: int = 16
-    """Clips per step and per process (two GPUs see twice as many)."""
-    learning_rate: float = 1.5e-3
-    """Peak learning rate of AdamW."""
-    clip_length: int = 1
-    """Frames of a training clip. Spatio-temporal convolutions learn across them and need several."""
-    foreground_weight: float = 4.0
-    """Extra weight of pixels that differ from their episode's median frame, where the motion is. 0: none."""
-    code_dim: int = 32
-    """Width of the code vectors, which the Perceiver reads."""
-    num_codes: int = 256
-    """Codes in each codebook."""
-    num_quantizers: int = 4
-    """Codebooks; each codes what the ones before it left over."""
-    downsample: int = 8
-    """Pixels of a token's side, a power of two: 64 x 64 pixels become 8 x 8 tokens."""
-    base_channels: int = 24
-    """Channels after the first convolution; doubled at each further halving."""
-    stem_stride: int = 4
-    """Pixels that the first convolution steps over, a power of two; 4 makes the encoder several times cheaper."""
-    use_3d_conv: bool = False
-    """Spatio-temporal convolutions (this frame and two before in each block) rather than frame by frame."""
-    temporal_downsample: bool = False
-    """Halve the time axis of the tokens. Such a tokenizer compresses clips; contexts cannot be built on it."""
-    quantizer: Literal["vq", "fsq"] = "vq"
-    """"vq": learned codebooks; "fsq": a fixed grid."""
-    commitment_weight: float = 0.05
-    """Weight of the loss that keeps code vectors near their codes."""
-    diversity_weight: float = 0.01
-    """Weight of the loss that asks for even code usage."""
-    motion_weight: float = 0.1
-    """Weight of telling outlines and how they change from code vectors, so that these hold motion. 0: none."""
-    contrastive_weight: float = 0.1
-    """Part of it that picking the right frame has."""
-    outline_order: int = 10
-    """Spatial frequencies of the outlines, in each direction."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.motion_weight and self.temporal_downsample:
-            raise ValueError("a tokenizer with temporal_downsample cannot learn motion: set motion_weight to 0")
 
 
 def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
@@ -113,7 +61,7 @@ class TokenizerObjective(nn.Module):
             vectors = self.tokenizer.encode_vectors(moving["clips"][:, :FRAMES_SEEN])
             motion = self.motion(vectors, **moving)
             parts["loss"] = parts["loss"] + self.weight * (
-                motion["outline"] + self.contrastive_weight * motion["contrastive"]
+                motion["edge"] + self.contrastive_weight * motion["contrastive"]
             )
             parts |= motion
         return parts
@@ -157,10 +105,10 @@ class TokenizerStage(Stage):
         settings = self.settings
         tasks, self.groups = task_groups(self.moving.datasets)
         _, size, _ = self.moving.datasets[0].frame_contract.frame_shape
-        outlines = Outlines(settings.outline_order, len(tasks), (size, size), HORIZON)
+        edge_targets = EdgeTargets(settings.edge_order, len(tasks), (size, size), HORIZON)
         vector_size = (size // settings.downsample) ** 2 * settings.code_dim
-        motion = MotionObjective(vector_size, outlines, self.moving.action_dim)
-        motion.of_outlines.fit(self.moving, self.groups, settings.seed)
+        motion = MotionObjective(vector_size, edge_targets, self.moving.action_dim)
+        motion.latent.fit(self.moving, self.groups, settings.seed)
         return motion
 
     def batch(self, step: int, rank: int) -> dict[str, Tensor]:

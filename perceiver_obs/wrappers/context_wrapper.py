@@ -12,9 +12,10 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import RecordConstructorArgs
 
 from perceiver_obs.actions import readable_actions
-from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
+from perceiver_obs.context_encoder import ContextEncoder, ModelLike
 from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.hub import directory_name
+from perceiver_obs.settings import Backend
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 
 

@@ -12,8 +12,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from perceiver_obs.actions import readable_actions
-from perceiver_obs.context_encoder import Backend, ContextEncoder, ModelLike
+from perceiver_obs.context_encoder import ContextEncoder, ModelLike
 from perceiver_obs.frame_contract import Stated, warn_of_unfamiliar_frames
+from perceiver_obs.settings import Backend
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
 

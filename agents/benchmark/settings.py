@@ -1,0 +1,45 @@
+"""Settings of `benchmark`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agents.benchmark.suite import METHODS, TASKS, Protocol
+from perceiver_obs.settings import Backend, positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(Protocol):
+    """Train and compare policies on contexts and on the baselines, and write tables and curves."""
+
+    suite: Literal["dmc100k"] = positional("dmc100k")
+    """The suite: DMControl-100k, six tasks of dm_control."""
+    tasks: tuple[str, ...] = TASKS
+    """Tasks to run."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Methods to run: "context" (the frozen model), "adapted" (the model, learning on from what the policy sees),
+    "state" (the true state), "pixels" (a CNN on three stacked frames),
+    "pca" (principal components of three stacked frames) and "random" (a network with random weights)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to run. The first comes first on all tasks and methods."""
+    model: str = "dmc-small"
+    """Perceiver that is compared: bundled name, directory, or "hf://owner/name" of the hub."""
+    data: tuple[str, ...] = ()
+    """Rollout directories that "pca" is fitted on, that scale the contexts of "random" and that "adapted" mixes in.
+    Frames of other tasks or other rendering are left aside. None named: some are collected."""
+    out: Path = Path("runs/dmc100k")
+    """Directory of the runs, each in METHOD/TASK/seed-N; finished ones are kept, others resumed."""
+    results: Path = Path("benchmarks/results/dmc100k.json")
+    """File of all finished runs, also of those that other machines added."""
+    docs: Path = Path("docs")
+    """Directory for the page and, in images/, the curves."""
+    report_only: bool = False
+    """Train nothing; gather what is finished and write results, page and curves."""
+    device: str = "auto"
+    """Where the Perceiver and the policies run: "auto", "cpu", "cuda" ..."""
+    backend: Backend = "auto"
+    """What computes the contexts: "torch", "onnx" for ONNX Runtime on the CPU, or "auto", which takes that on a CPU."""
+    progress_bar: bool = True
+    """Show a progress bar for each run."""

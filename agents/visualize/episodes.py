@@ -1,0 +1,101 @@
+"""What `watch` looks at: a task rendered as the model knows it, an episode, and others to learn the state from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.training.trained_policy import find_record, make_any_policy
+from envs.collection.policies import Policy, PolicyContext
+from envs.collection.settings import CollectSettings
+from envs.collection.worker import play_episode
+from envs.dmc.environment import DmcEnv
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.data.rollouts import Episode, RolloutDataset
+from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
+from perceiver_obs.reporting.episode_view import LANES
+from perceiver_obs.settings import near_matches
+
+if TYPE_CHECKING:
+    from agents.visualize.settings import WatchSettings
+
+WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
+FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
+
+
+def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None) -> DmcEnv:
+    """The task, rendered as the policy, the data or the model knows it where the settings leave it open.
+
+    Raises ValueError where task, model, policy, data and what is to be shown do not fit together.
+    """
+    _, channels, height, width = model.video_shape
+    if channels != 3 or height != width:
+        raise ValueError(f"tasks are seen in square RGB frames, {settings.model} reads {(channels, height, width)}")
+    record = find_record(settings.policy)
+    if record is not None and record.env_name != settings.task:
+        raise ValueError(f"the policy {settings.policy} was trained on {record.env_name}, not {settings.task}")
+    known = [vars(settings), record.frame_settings if record else {}]
+    known += [{} if dataset is None else dataset.frame_contract.to_json()]
+    known += [vars(FrameContract.of(model.frame_contract).commonest(settings.task))]
+    given = {name: [source[name] for source in known if source.get(name) is not None] for name in SETTINGS}
+    chosen: dict[str, Any] = {name: values[0] for name, values in given.items() if values}
+    env = DmcEnv(settings.task, size=height, state_in_info=True, **chosen)
+    if model.action_dim is not None and env.action_size > model.action_dim:
+        raise ValueError(
+            f"{settings.task} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
+        )
+    warn_of_unfamiliar_frames([env.frame_contract], model)
+    _check_names(settings.show, env.state_names)
+    if dataset is not None:
+        _check_data(dataset, env)
+    return env
+
+
+def _check_names(show: Sequence[str], names: Sequence[str]) -> None:
+    for name in show:
+        if name not in names:
+            raise ValueError(f"show has {name!r}, which is not in the state; {near_matches(name, names)}")
+    for kind in ("position/", "velocity/"):
+        if sum(name.startswith(kind) for name in show) > LANES:
+            raise ValueError(f"show has more than {LANES} names that begin with {kind!r}: {', '.join(show)}")
+
+
+def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
+    names = dataset.meta["state_names"]
+    if names is None:
+        raise ValueError(f"{dataset.path} was collected without states; collect it with states")
+    if tuple(names) != env.state_names:
+        raise ValueError(f"{dataset.path} holds states of another task ({', '.join(names[:3])} …)")
+    if len(dataset) < 2:
+        raise ValueError(f"{dataset.path} holds {len(dataset)} whole episode, the read-out needs at least 2")
+    contract = FrameContract.of(env.frame_contract)
+    if differences := contract.differences(dataset.frame_contract, "the episode is played with"):
+        raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
+
+
+def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset | None) -> tuple[Episode, list[Episode]]:
+    """The episode to watch, and others to fit the read-out on."""
+    size = env.frame_contract["size"]
+    context = PolicyContext(env.action_space, size, 1 / env.metadata["render_fps"], env.state_names)
+    policy = make_any_policy(settings.policy, context, settings.device, settings.model)
+    num_others = settings.episodes if dataset is None else 0
+    longest, fit_steps = (min(steps, env.max_steps or steps) for steps in (settings.max_steps, FIT_STEPS))
+    with tqdm(total=longest + 1 + num_others * (fit_steps + 1), unit="frame", desc="play") as bar:
+
+        def play(policy: Policy, index: int, steps: int, random_init: bool = False) -> Episode:
+            how = CollectSettings(max_steps=steps, random_init=random_init, seed=settings.seed)
+            return play_episode(env, policy, how, index, bar.update)
+
+        episode = play(policy, WATCHED, longest)
+        if dataset is not None:
+            wanted = max(2, min(len(dataset), MOST_FIT_FRAMES // max(dataset.lengths)))
+            return episode, [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, wanted).round()]
+        noise = make_any_policy("correlated", context)
+        others = [
+            play(noise if index % 2 else policy, WATCHED + 1 + index, fit_steps, random_init=bool(index % 2))
+            for index in range(num_others)
+        ]
+    return episode, others

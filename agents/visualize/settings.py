@@ -1,0 +1,51 @@
+"""Settings of `watch`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from envs.dmc.environment import RenderQuality
+from perceiver_obs.settings import positional
+
+
+@dataclass
+class WatchSettings:
+    """Watch a task through a model: an animation of frames, predictions, contexts and the state read from them."""
+
+    task: str = positional("walker-walk")
+    """Task of the dm_control suite, as domain-task. Its name may be left out where it comes first."""
+    model: str = "dmc-small"
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
+    policy: str = "correlated"
+    """What acts: "random", "correlated", a directory or zip of train-policy, or a "module:Class" of your own.
+    Also the .zip of any other SB3 policy on states or pixels. Load only what you trust: these hold pickles."""
+    out: str | None = None
+    """File to write: .gif, or .webp, which keeps every colour as it is. None: runs/watch/TASK.gif."""
+    max_steps: int = 200
+    """Environment steps to play, unless the episode ends before."""
+    horizon: int = 3
+    """Steps ahead that are predicted, in one go.
+    Beyond what the model was trained on (train-predictor --horizons) it predicts nothing of worth."""
+    data: str | None = None
+    """Rollouts with states to fit the read-out of the state on.
+    None: episodes are played for it, half of them by the policy, half by correlated noise from random starts."""
+    episodes: int = 16
+    """How many are played."""
+    show: tuple[str, ...] = ()
+    """Entries of the state to show, such as "position/slider velocity/slider", up to three of each kind.
+    None named: the first that vary."""
+    action_repeat: int | Literal["planet"] | None = None
+    """Control steps per environment step, or "planet" for the DMControl-100k table.
+    None: as the policy, the data or the model was trained with, else the table, and 2 for tasks that are not in it."""
+    render_quality: RenderQuality | None = None
+    """Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
+    None: as for action_repeat, else smooth."""
+    camera: int | str | None = None
+    """Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
+    speed: float = 1.0
+    """Speed of the animation; 1 is that of the simulation, as far as a GIF can be that fast (50 frames a second)."""
+    seed: int = 0
+    """Seed of the episodes."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""

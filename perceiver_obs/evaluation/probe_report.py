@@ -1,0 +1,203 @@
+"""The results of a probe as tables and pictures."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from perceiver_obs.data.state_coordinates import Coordinate
+from perceiver_obs.evaluation.probe_data import ProbeSet, ProbeTask
+from perceiver_obs.evaluation.regression import ProbeResult
+from perceiver_obs.reporting import plots
+from perceiver_obs.reporting.report import Figure, Section, Table
+
+KINDS = {"positions": "position/", "velocities": "velocity/"}
+MEAN = "mean"
+
+
+def mean_r2(result: ProbeResult, prefix: str) -> float:
+    """Mean R² over the coordinates whose names begin with `prefix` and that have one; NaN if there are none."""
+    return _mean(score.r2 for name, score in result.scores.items() if name.startswith(prefix))
+
+
+def mean_r2_of_tasks(
+    results: Sequence[ProbeResult], episodes: str, features: str, regression: str, prefix: str
+) -> float:
+    """Mean over the tasks of `mean_r2`, of one kind of features and of regression on one set of episodes."""
+    chosen = [r for r in results if (r.episodes, r.features, r.regression) == (episodes, features, regression)]
+    return _mean(mean_r2(result, prefix) for result in chosen)
+
+
+def summary_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
+    """For each set and regression the tasks and their mean, then limbs that look alike."""
+    tables = []
+    for episodes in _names(result.episodes for result in results):
+        for regression in _names(result.regression for result in results):
+            chosen = [r for r in results if (r.episodes, r.regression) == (episodes, regression)]
+            tables.append(_task_table(episodes, regression, chosen, _left_out(chosen, tasks)))
+    for task in tasks:
+        of_task = [result for result in results if result.task == task.name]
+        tables += [table for each in task.sets if (table := _twin_table(task, each, of_task))]
+    return tables
+
+
+def coordinate_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
+    """For each task and set each coordinate from the context, with errors in its unit."""
+    tables = []
+    for task in tasks:
+        of_context = [r for r in results if r.task == task.name and r.features == "context"]
+        tables += [_coordinate_table(task, each, of_context) for each in task.sets]
+    return tables
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Tables as a page of Markdown, ready for a model card."""
+    return "\n".join(_markdown_table(table) for table in tables)
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Prints tables to the terminal."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    for table in tables:
+        drawn = RichTable(title=table.title, caption=table.caption, title_justify="left", caption_justify="left")
+        for place, name in enumerate(table.columns):
+            drawn.add_column(name, justify="right" if place else "left", no_wrap=not place)
+        for row in table.rows:
+            if row[0] == MEAN:
+                drawn.add_section()
+            drawn.add_row(*row)
+        console.print(drawn)
+
+
+def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[Table], notes: Sequence[str]) -> Section:
+    """What a probe has to show."""
+    tasks, sets, regressions, features = (
+        _names(getattr(result, name) for result in results) for name in ("task", "episodes", "regression", "features")
+    )
+    facts, figures = {}, []
+    for episodes in sets:
+        groups = {}
+        for kind, prefix in KINDS.items():
+            means = {r: mean_r2_of_tasks(results, episodes, "context", r, prefix) for r in regressions}
+            facts[f"{kind}, {episodes}"] = ", ".join(f"{r} R² {value:.2f}" for r, value in means.items())
+            for regression in regressions:
+                groups[f"{kind}, {regression}"] = {
+                    name: mean_r2_of_tasks(results, episodes, name, regression, prefix) for name in features
+                }
+        caption = (
+            f"Mean R² over the state's coordinates, and over {len(tasks)} tasks: 1 is perfect, 0 is as good as the "
+            "best constant. Bars below 0 are cut."
+        )
+        figures.append(
+            Figure(f"probe_{episodes}", f"State from features, {episodes}", caption, plots.bars(groups, "mean R²"))
+        )
+    for number, task in enumerate(tasks):  # bars of both regressions would be too many to read
+        drawn = (task, "context", regressions[-1])
+        of_context = [r for r in results if (r.task, r.features, r.regression) == drawn]
+        dimensions = {
+            name.replace("/", "\n"): {r.episodes: r.scores[name].r2 for r in of_context}
+            for name in of_context[0].scores
+        }
+        caption = "R² of each coordinate of the state; the tables hold the errors in the state's own units."
+        title = f"Each coordinate from the context, {task}, {regressions[-1]}"
+        figures.append(Figure(f"probe_task_{number + 1}", title, caption, plots.bars(dimensions, "R²")))
+    summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
+    return Section("State probe", summary, facts, tuple(figures), tuple(tables))
+
+
+def _task_table(episodes: str, regression: str, results: Sequence[ProbeResult], left_out: str) -> Table:
+    features = _names(result.features for result in results)
+    found = {(result.task, result.features): result for result in results}
+    tasks = _names(result.task for result in results)
+    rows = [
+        (task, *(_pair(*(mean_r2(found[task, name], prefix) for prefix in KINDS.values())) for name in features))
+        for task in tasks
+    ]
+    means = (
+        [mean_r2_of_tasks(results, episodes, name, regression, prefix) for prefix in KINDS.values()]
+        for name in features
+    )
+    rows.append((MEAN, *(_pair(*each) for each in means)))
+    title = f"{episodes.capitalize()}, {regression}: mean R² of positions / velocities"
+    return Table(title, ("task", *features), tuple(rows), left_out)
+
+
+def _left_out(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> str:
+    names = [
+        f"{task.name} {name}"
+        for task in tasks
+        for name in _names(n for r in results if r.task == task.name for n, s in r.scores.items() if np.isnan(s.r2))
+    ]
+    if not names:
+        return "No coordinate is left out."
+    return f"Left out, as they vary less than a tenth as much as in exploration, or not at all: {', '.join(names)}."
+
+
+def _twin_table(task: ProbeTask, each: ProbeSet, results: Sequence[ProbeResult]) -> Table | None:
+    """Sums and differences of limbs that look alike; None where there are none."""
+    twins = [c for c in task.coordinates.coordinates if c.twins]
+    if not twins:
+        return None
+    limbs = _names(_limb(coordinate) for coordinate in twins)
+    by_limb = {(_limb(coordinate), coordinate.twins): coordinate.name for coordinate in twins}
+    names = {
+        twin: [[c.name for c in twins if c.twins == twin and c.name.startswith(p)] for p in KINDS.values()]
+        for twin in ("sum", "difference")
+    }
+    rows = []
+    for result in results:
+        if result.episodes == each.name:
+            r2 = {name: score.r2 for name, score in result.scores.items()}
+            means = (_pair(*(_mean(r2[n] for n in of_kind) for of_kind in names[twin])) for twin in names)
+            cells = (_pair(*(r2[by_limb[limb, twin]] for twin in names)) for limb in limbs)
+            rows.append((f"{result.features}, {result.regression}", *means, *cells))
+    title = f"{task.name}, {each.name}: R² of limbs that look alike"
+    caption = (
+        "sums, differences: mean of positions / velocities. Limbs: right + left / right - left. Sums say how well "
+        "limbs are seen, differences also which is which."
+    )
+    return Table(title, ("features", "sums", "differences", *limbs), tuple(rows), caption)
+
+
+def _limb(coordinate: Coordinate) -> str:
+    kind, _, name = coordinate.name.partition("/")
+    return name.split("left_")[-1] + (" velocity" if kind == "velocity" else "")
+
+
+def _coordinate_table(task: ProbeTask, each: ProbeSet, of_context: Sequence[ProbeResult]) -> Table:
+    chosen = [result for result in of_context if result.episodes == each.name]
+    columns = [f"{result.regression} {measure}" for result in chosen for measure in ("R²", "RMSE")]
+    rows = []
+    for coordinate in task.coordinates.coordinates:
+        scores = [result.scores[coordinate.name] for result in chosen]
+        cells = [cell for score in scores for cell in (_number(score.r2), f"{score.rmse:.2g}")]
+        rows.append((coordinate.name, coordinate.unit, f"{scores[0].deviation:.2g}", *cells))
+    episodes, frames = len(each.test), sum(each.test.lengths)
+    title = f"{task.name}, {each.name}: each coordinate from the context"
+    caption = f"On {frames:,} frames of {episodes} episodes. Deviation and error (RMSE) in the coordinate's unit."
+    return Table(title, ("coordinate", "unit", "deviation", *columns), tuple(rows), caption)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, ("---", *["---:"] * (len(table.columns) - 1)), *table.rows]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{table.title}**\n\n{rows}\n" + (f"\n{table.caption}\n" if table.caption else "")
+
+
+def _pair(first: float, second: float) -> str:
+    return f"{_number(first)} / {_number(second)}"
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{round(value, 2) + 0:.2f}"  # + 0: no "-0.00"
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _names(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,97 @@
+"""Settings of `probe` and `generate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class ProbeSettings:
+    """Measure how much of the true state a model's contexts carry, on episodes held out from training.
+
+    Datasets are grouped by their tasks; each task gets regressions of its own, and the tables their mean.
+    """
+
+    model: str = "runs/predictor"
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
+    data: tuple[str, ...] = ("runs/data",)
+    """Exploration: rollouts with states, as the model was trained on. One or several directories, of one or
+    several tasks."""
+    on_policy: tuple[str, ...] = ()
+    """Rollouts with states of competent policies on the same tasks, which the model has not seen: calm, upright,
+    near the goal."""
+    out: str = "runs/probe"
+    """Directory for probe.json, probe.md, the pictures and a report."""
+    held_out_fraction: float = 0.1
+    """Share of the exploration episodes to test on; the same as in training, so that the model has not seen them
+    either."""
+    on_policy_fitted: float = 0.65
+    """Share of the on-policy episodes that the regressions are fitted on too (13 of 20); the others are tested on."""
+    max_episodes: int = 400
+    """Fit on at most so many episodes of each task and kind, and test on at most a quarter as many."""
+    mlp: bool = True
+    """Fit a small network beside the ridge regression."""
+    baselines: bool = True
+    """Probe PCA of three stacked frames and a model with random weights as well."""
+    supervised_steps: int = 0
+    """Train a copy of the model on the state for so many steps and probe it too: what its shape can read from
+    frames. A thousand take three to six minutes of a core for each task; 0 leaves it out."""
+    supervised_batch: int = 16
+    """Clips in each of these steps."""
+    seed: int = 0
+    """Seed of the baselines, of the supervision and of the network."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+
+    def __post_init__(self) -> None:
+        if self.max_episodes < 3:
+            raise ValueError(f"max_episodes must be at least 3, got {self.max_episodes}")
+        if self.supervised_steps < 0:
+            raise ValueError(f"supervised_steps must not be negative, got {self.supervised_steps}")
+        if self.supervised_batch < 1:
+            raise ValueError(f"supervised_batch must be at least 1, got {self.supervised_batch}")
+        for name in ("held_out_fraction", "on_policy_fitted"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass
+class GenerateSettings:
+    """Let a trained model continue an episode, told the actions that were taken; writes a picture and a GIF."""
+
+    model: str = "runs/predictor"
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
+    data: str | None = "runs/data"
+    """Rollout directory that the episode comes from. None: a fresh one of `task`, under random actions."""
+    task: str = "walker-walk"
+    """Task to play a fresh episode of, rendered as the model was trained. Only without `data`."""
+    out: str = "runs/generate"
+    """Directory for future.gif, figures/future.png and a report."""
+    episode: int = 0
+    """Which episode of the data."""
+    start: int = 0
+    """First frame to show the model."""
+    num_context_frames: int = 8
+    """Frames that the model sees."""
+    num_frames: int = 32
+    """Frames to continue by."""
+    mode: Literal["autoregressive", "maskgit"] = "autoregressive"
+    """How the tokens of a frame are drawn: all at once, or in rounds with the surest first."""
+    steps: int = 8
+    """Rounds of mode maskgit."""
+    temperature: float = 0.0
+    """0 takes the most likely tokens; 1 draws them as likely as the model holds them to be."""
+    top_k: int | None = None
+    """Draw from the k most likely tokens only."""
+    top_p: float | None = None
+    """Draw from the smallest set of tokens of this probability only."""
+    seed: int = 0
+    """Seed of the draws and of a fresh episode."""
+    frames_per_second: float = 20.0
+    """Speed of the GIF."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("num_context_frames", 1), ("num_frames", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

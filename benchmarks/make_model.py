@@ -28,6 +28,7 @@ TASKS = (
     "reacher-easy",
     "walker-walk",
 )
+TRAINED_ON = ("random_init", "exploration", "learning", "competent")
 CROSSQ = "--algorithm CrossQ --learning-rate 1e-3 --hyperparameters ent_coef auto_0.1"
 
 
@@ -45,8 +46,11 @@ class ModelSettings:
     """Episodes a task of 125 steps from the task's own starts, by random and correlated actions."""
     policy_frames: int = 40_000
     """Control steps a task in which a policy on the true state learns while its episodes are recorded."""
+    competent_episodes: int = 400
+    """Episodes a task of 100 steps from random poses, two thirds of them by the policy that came of it, the others by
+    correlated noise: what a good policy meets, and how it gets there."""
     expert_episodes: int = 20
-    """Episodes a task of the policy that came of it: the on-policy part of the probe. Nothing is trained on them."""
+    """Episodes a task of that policy: the on-policy part of the probe. Nothing is trained on them."""
     tokenizer_steps: int = 8000
     """Steps of the tokenizer."""
     predictor_steps: int = 60_000
@@ -64,7 +68,9 @@ def stages(settings: ModelSettings) -> dict[str, list[str]]:
     data, out = settings.out / "data", settings.out
     collect = "perceiver-obs collect --policy mixed"
     trained_on = " ".join(
-        str(data / f"{task}-{kind}") for task in settings.tasks for kind in ("random_init", "exploration", "learning")
+        str(data / f"{task}-{kind}")
+        for task in settings.tasks
+        for kind in ("random_init", "exploration", "learning", "competent")
     )
     experts = " ".join(str(data / f"{task}-expert") for task in settings.tasks)
     explored = " ".join(str(data / f"{task}-random_init") for task in settings.tasks)
@@ -81,6 +87,12 @@ def stages(settings: ModelSettings) -> dict[str, list[str]]:
             f"perceiver-obs train-policy --task {task} --observation state {CROSSQ} --out {out}/policies/{task} "
             f"--total-frames {settings.policy_frames} --eval-every {settings.policy_frames} --eval-episodes 2 "
             f"--record {data}/{task}-learning"
+            for task in settings.tasks
+        ],
+        "competent": [
+            "perceiver-obs collect --policy {0},{0},correlated".format(out / "policies" / task / "policy.zip")
+            + f" --task {task} --seed 21 --out {data}/{task}-competent --random-init --max-steps 100 "
+            f"--episodes {settings.competent_episodes}"
             for task in settings.tasks
         ],
         "experts": [
@@ -113,7 +125,8 @@ def main(settings: ModelSettings) -> None:
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     for stage, lines in commands.items():
         began = time.monotonic()
-        at_once = 1 if stage == "exploration" else settings.jobs or os.cpu_count() or 1  # collecting takes all cores
+        collecting = stage in ("exploration", "competent")  # by processes of its own on all cores
+        at_once = 1 if collecting else settings.jobs or os.cpu_count() or 1
         if stage == "experts":
             lines = [line for line in lines if not _recorded(line, settings.expert_episodes)]
         _run(lines, at_once)

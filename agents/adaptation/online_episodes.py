@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.wrappers.vec_context import FramesSeen
 from perceiver_obs.data.clips import Recorded
-from perceiver_obs.data.episode_files import DAMAGED
+from perceiver_obs.data.episode_files import DAMAGED_ZIP_ERRORS
 from perceiver_obs.files import write_atomic
 
 KEPT_FILE = "online_episodes.npz"
@@ -102,7 +102,7 @@ class KeptEpisodes:
                     row = int(name.split("/")[0])
                     parts = (archive[f"{name}/{part}"] for part in ("pixels", "actions", "rewards"))
                     self._whole[row].append(KeptEpisode(*parts))
-        except (ValueError, KeyError, IndexError, *DAMAGED) as error:
+        except (ValueError, KeyError, IndexError, *DAMAGED_ZIP_ERRORS) as error:
             raise ValueError(f"{path} does not hold kept episodes: {error}") from error
 
     def _action(self, seen: FramesSeen, row: int) -> np.ndarray:

@@ -30,7 +30,7 @@ class Worker(ABC):
     def __init__(self, name: str):
         self.name = name
         self.ready = False
-        self.dismissed = False
+        self.stopped = False
         self.episode: int | None = None
         self.failed = False  # of an exception, rather than killed or hung
         self.end: str | None = None  # how it ended, where that is known
@@ -42,7 +42,7 @@ class Worker(ABC):
         """Begins to play an episode."""
 
     @abstractmethod
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Lets it end; there is no more to do."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Worker(ABC):
         """Ends it at once."""
 
     @abstractmethod
-    def obituary(self) -> str:
+    def failure_message(self) -> str:
         """Who ended and of what, after its end."""
 
 
@@ -97,7 +97,7 @@ class WorkerPool:
             while self._workers:
                 worker, message = self._next_message()
                 if message is None:
-                    self._bury(worker)
+                    self._handle_exit(worker)
                 elif "rendered" in message:
                     on_frames(message["rendered"])
                 elif "failed" in message:
@@ -121,7 +121,7 @@ class WorkerPool:
         if self._waiting:
             worker.play(self._waiting.popleft())
         else:
-            worker.dismiss()
+            worker.stop()
 
     def _next_message(self) -> tuple[Worker, dict[str, Any] | None]:
         """The next message of a worker, None being its end; kills those that hang while it waits."""
@@ -136,12 +136,12 @@ class WorkerPool:
                 worker.heard_at = time.monotonic()
                 return worker, message
 
-    def _bury(self, worker: Worker) -> None:
-        """Deal with a worker that has ended: where it was not dismissed, replace it and try its episode again."""
+    def _handle_exit(self, worker: Worker) -> None:
+        """Deal with a worker that has ended: where it was not stopped, replace it and try its episode again."""
         self._workers.remove(worker)
-        if worker.dismissed:
+        if worker.stopped:
             return
-        reason = worker.obituary()
+        reason = worker.failure_message()
         if not worker.ready:
             self._num_failed_starts += 1
             # An error while starting would come again; a kill (out of memory, say) may not.

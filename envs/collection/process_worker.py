@@ -40,14 +40,14 @@ class ProcessWorker(Worker):
 
     Args:
         name: for messages to the user.
-        settings: what it is told first, JSON.
+        settings: the first line it gets, JSON.
         variables: environment variables it has beside ours, or in their place.
         messages: see `Worker`.
     """
 
     def __init__(self, name: str, settings: dict[str, Any], variables: dict[str, str], messages: Messages):
         super().__init__(name)
-        self._last_words: deque[str] = deque(maxlen=20)
+        self._stderr_tail: deque[str] = deque(maxlen=20)
         self._process: Any = subprocess.Popen(
             [sys.executable, "-m", "envs.collection.worker"],
             stdin=subprocess.PIPE,
@@ -56,7 +56,7 @@ class ProcessWorker(Worker):
             text=True,
             env={**os.environ, **variables},
         )
-        self._orders: Any = self._process.stdin
+        self._commands: Any = self._process.stdin
         threading.Thread(target=self._listen, args=(self._process.stdout, messages), daemon=True).start()
         self._stderr_reader = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
         self._stderr_reader.start()
@@ -66,29 +66,29 @@ class ProcessWorker(Worker):
         self.episode = episode
         self._send({"episode": episode})
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Let it end; workers end when their input does."""
-        self.dismissed, self.episode = True, None
+        self.stopped, self.episode = True, None
         with contextlib.suppress(BrokenPipeError):
-            self._orders.close()
+            self._commands.close()
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
-    def obituary(self) -> str:
+    def failure_message(self) -> str:
         """Who ended and of what, with the last lines it wrote to standard error."""
         code = self._process.wait()
         self._stderr_reader.join(timeout=5)
         if self.end is None:
             self.end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         work = "while starting" if self.episode is None else f"in episode {self.episode}"
-        return "\n".join([f"{self.name} (pid {self._process.pid}) {work} {self.end}", *self._last_words])
+        return "\n".join([f"{self.name} (pid {self._process.pid}) {work} {self.end}", *self._stderr_tail])
 
-    def _send(self, order: dict[str, Any]) -> None:
+    def _send(self, command: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended; its listener will say so
-            self._orders.write(json.dumps(order) + "\n")
-            self._orders.flush()
+            self._commands.write(json.dumps(command) + "\n")
+            self._commands.flush()
 
     def _listen(self, replies: IO[str], messages: Messages) -> None:
         with replies:
@@ -99,4 +99,4 @@ class ProcessWorker(Worker):
     def _read_stderr(self, stderr: IO[str]) -> None:
         with stderr:
             for line in stderr:
-                self._last_words.append(line.rstrip())
+                self._stderr_tail.append(line.rstrip())

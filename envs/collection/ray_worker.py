@@ -71,7 +71,7 @@ class RayWorker(Worker):
     def __init__(self, name: str, settings: CollectSettings, writer: RolloutWriter, messages: Messages):
         super().__init__(name)
         self._settings, self._writer, self._messages = settings, writer, messages
-        self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._actor: Any = None
         self._place: Any = None
         self._node = "no machine yet"
@@ -81,20 +81,20 @@ class RayWorker(Worker):
 
     def play(self, episode: int) -> None:
         self.episode = episode
-        self._orders.put(episode)
+        self._commands.put(episode)
 
-    def dismiss(self) -> None:
-        self.dismissed, self.episode = True, None
-        self._orders.put(None)
+    def stop(self) -> None:
+        self.stopped, self.episode = True, None
+        self._commands.put(None)
 
     def kill(self) -> None:
         """Ends it, and waits until nothing of it calls Ray: a call while Ray shuts down takes this process with it."""
         self._killed = True
-        self._orders.put(None)
+        self._commands.put(None)
         self._release()
         self._thread.join(_ANSWER_SECONDS)
 
-    def obituary(self) -> str:
+    def failure_message(self) -> str:
         work = "while starting" if self.episode is None else f"in episode {self.episode}"
         return f"{self.name} ({self._node}) {work} {self.end or 'ended'}"
 
@@ -109,7 +109,7 @@ class RayWorker(Worker):
         try:
             self._start()
             self._say(ready=True)
-            while (index := self._orders.get()) is not None:
+            while (index := self._commands.get()) is not None:
                 for part in self._actor.play.remote(index):
                     count, episode = ray.get(part)
                     self._say(rendered=count)

@@ -1,4 +1,4 @@
-"""A worker process of `collect`: plays the episodes it is told to and writes them to the dataset.
+"""A worker process of `collect`: plays the episodes it is given and writes them to the dataset.
 
 Run as `python -m envs.collection.worker`. It reads JSON lines from standard input, first the settings, then
 `{"episode": i}` for each episode, and answers in JSON lines on standard output:
@@ -114,15 +114,15 @@ def _state(info: dict[str, Any]) -> np.ndarray:
 
 def main() -> None:
     replies = _take_stdout()
-    orders = _read_orders()
+    commands = _read_commands()
     index = None
     try:
-        settings = CollectSettings(**orders.get())
+        settings = CollectSettings(**commands.get())
         env, policy = make_players(settings)
         writer = RolloutWriter(settings.out, dataset_meta(settings, env), compress=settings.compress)
         _reply(replies, ready=True)
         while True:
-            index = orders.get()["episode"]
+            index = commands.get()["episode"]
             episode = play_episode(env, policy, settings, index, lambda count: _reply(replies, rendered=count))
             with suppress(EpisodeExists):  # another collection of the same dataset was faster
                 writer.write_episode(index, **vars(episode))
@@ -146,17 +146,17 @@ def _reply(replies: TextIO, **message: Any) -> None:
     replies.flush()
 
 
-def _read_orders() -> "queue.SimpleQueue[dict[str, Any]]":
-    """Read orders on a thread that ends this process at once when `collect` has gone away, however it went."""
-    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+def _read_commands() -> "queue.SimpleQueue[dict[str, Any]]":
+    """Read commands on a thread that ends this process at once when `collect` has gone away, however it went."""
+    commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin:
-            orders.put(json.loads(line))
+            commands.put(json.loads(line))
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    return orders
+    return commands
 
 
 if __name__ == "__main__":

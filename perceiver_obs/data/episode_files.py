@@ -17,7 +17,7 @@ from perceiver_obs.data.episode import MAX_TAG, Episode, EpisodeExists, Layout, 
 from perceiver_obs.files import locked, publish, written_aside
 
 # What zipfile raises for files that are no zip, cut short, of another version, encrypted, or of another content.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+DAMAGED_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _MAX_HEADER = 4096  # bytes; ours take 128
 _NUMBERED = re.compile(r"(\d{6,})\.npz")
 
@@ -151,7 +151,7 @@ def _check_arrays_file(file: Path, layout: Layout) -> int:
     try:
         with zipfile.ZipFile(file) as archive:
             headers = {name.removesuffix(".npy"): _header(archive.open(name)) for name in archive.namelist()}
-    except (*DAMAGED, RolloutError) as error:
+    except (*DAMAGED_ZIP_ERRORS, RolloutError) as error:
         raise RolloutError(f"{file.name} is cut short or damaged: {error}") from None
     digest_shape, digest_dtype = headers.pop(PIXELS_DIGEST, ((), np.dtype("U64")))
     if digest_shape != () or digest_dtype.kind != "U" or digest_dtype.itemsize != 4 * 64:

@@ -27,7 +27,7 @@ from perceiver_obs.data.content_hash import PIXELS_DIGEST, FoundDigests, episode
 from perceiver_obs.data.describe import describe_data, describe_env, recorded_actions, shows_states
 from perceiver_obs.data.episode import Episode, Layout, RolloutError, check_episode
 from perceiver_obs.data.episode_files import (
-    DAMAGED,
+    DAMAGED_ZIP_ERRORS,
     episode_numbers,
     file_stamps,
     inspect_episode,
@@ -141,7 +141,7 @@ class RolloutDataset(Sequence[Episode]):
         failure: Exception | None = None
         try:
             yield
-        except (OSError, ValueError, *DAMAGED) as error:
+        except (OSError, ValueError, *DAMAGED_ZIP_ERRORS) as error:
             failure = error
         if file_stamps(self._folder, index) != self._stamps[index]:
             self._arrays.pop(index, None)

@@ -56,7 +56,7 @@ class ProbeSettings:
 
 @dataclass
 class GenerateSettings:
-    """Let a trained model continue an episode, told the actions that were taken; writes a picture and a GIF."""
+    """Let a trained model continue an episode under the actions that were taken; writes a picture and a GIF."""
 
     model: str = "runs/predictor"
     """Bundled name or directory of the model, or "hf://owner/name" of the hub."""

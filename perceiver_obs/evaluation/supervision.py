@@ -1,4 +1,4 @@
-"""A copy of a model trained to regress the true state: what its shape can read from the frames, when told."""
+"""A copy of a model trained to regress the true state: what a model of this shape can read from the frames."""
 
 import copy
 import hashlib

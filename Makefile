@@ -84,6 +84,21 @@ presets: setup
 model: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/make_model.py $(MODEL)
 
+# A model trained for minutes on a GPU machine without network. `make gpu-site` gathers here the packages that it lacks,
+# those of Python 3.12 on x86-64; there, `python3` has torch, and `make gpu` runs the job. GPU holds options.
+GPU_PACKAGES := mujoco dm_control dm-env dm-tree shimmy gymnasium farama-notifications stable_baselines3 sb3_contrib \
+  tyro docstring_parser typeguard vector-quantize-pytorch einx frozendict loguru torch-einops-utils pyopengl glfw websockets
+.PHONY: gpu gpu-site
+gpu-site: setup
+	rm -rf .gpu/site
+	$(BIN)/pip install -q --no-deps --no-compile --only-binary=:all: --python-version 3.12 --target .gpu/site \
+	  $(foreach glibc,17 24 27 28 31 34,--platform manylinux_2_$(glibc)_x86_64) --platform manylinux2014_x86_64 \
+	  --platform manylinux2010_x86_64 -c constraints.txt $(GPU_PACKAGES)
+	cd .gpu/site && rm -rf dm_control/locomotion dm_control/suite/dog_assets \
+	  mujoco/{experimental,introspect,include,_render_filament*} OpenGL/{DLLS,GLES*,raw/GLES*,raw/WGL,raw/GLX} test docs
+gpu:
+	MUJOCO_GL=egl OMP_NUM_THREADS=1 PYTHONPATH=.gpu/site:. python3 benchmarks/gpu_job.py $(GPU)
+
 # What contexts learn from in the same time, on the rollouts of one task that `make model` has made; an hour on one core.
 ROLLOUTS := runs/model/data/walker-walk
 objectives: setup

@@ -67,11 +67,7 @@ def stages(settings: ModelSettings) -> dict[str, list[str]]:
     """The commands of each stage, in order; those of one stage do not depend on each other."""
     data, out = settings.out / "data", settings.out
     collect = "perceiver-obs collect --policy mixed"
-    trained_on = " ".join(
-        str(data / f"{task}-{kind}")
-        for task in settings.tasks
-        for kind in ("random_init", "exploration", "learning", "competent")
-    )
+    trained_on = " ".join(str(data / f"{task}-{kind}") for task in settings.tasks for kind in TRAINED_ON)
     experts = " ".join(str(data / f"{task}-expert") for task in settings.tasks)
     explored = " ".join(str(data / f"{task}-random_init") for task in settings.tasks)
     return {

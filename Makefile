@@ -5,7 +5,7 @@ CHECK_GL := import envs.dmc.gl; envs.dmc.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test pytest lint demo docs bench model objectives presets soak fuzz atheris kills rllib arena clean
+.PHONY: setup test pytest test-all resolve lint demo docs bench model objectives presets soak fuzz atheris kills rllib arena clean
 
 setup: .venv/.ready gl
 
@@ -27,8 +27,23 @@ gl: .venv/.ready
 test: setup
 	$(MAKE) --jobs=2 lint pytest
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 pytest: .venv/.ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Whether dependencies and extras can be had for later versions of Python, from metadata alone. Without rliable, which
+# comes as source: pip builds that for the Python it runs on only.
+resolve: .venv/.ready
+	for version in 3.12 3.13; do \
+	  $(BIN)/pip install -q --dry-run --ignore-installed --use-feature=fast-deps --only-binary=:all: \
+	    --python-version $$version --target build/resolve torch==2.13.0 \
+	    '.[contrib,minari,perceptual,ray,zstd]' || exit 1; \
+	done
+
+# The same behaviours at greater length: tests marked slow, and ten times the examples of hypothesis.
+test-all: setup
+	$(MAKE) lint
+	$(PYTEST) --hypothesis-profile=thorough
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 SIZE, ROWS, ACTIONS = 16, 3, 2
 TYPES = [np.uint8, np.int8, np.int64, np.float16, np.float32, np.float64, np.bool_, np.complex64, object]
-many = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

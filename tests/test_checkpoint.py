@@ -24,6 +24,7 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def small_model() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -69,7 +70,7 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     assert load_checkpoint(tmp_path / "c").tensors["model.b"].tolist() == [2, 3]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_anywhere_is_noticed(checkpoint, tmp_path, data):
     content = bytearray(checkpoint.read_bytes())

@@ -1,6 +1,7 @@
 """Collecting with real workers: what is collected, and what happens when something dies."""
 
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,12 @@ def files(out):
 
 def context(env):
     return PolicyContext(env.action_space, 16, 1 / env.metadata["render_fps"], env.state_names)
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory) -> RolloutDataset:
+    """Four episodes by the usual settings, to look at and to copy."""
+    return collect(settings(tmp_path_factory.mktemp("collected") / "data", episodes=4), progress=False)
 
 
 # What is collected
@@ -84,22 +91,23 @@ def test_it_works_from_standard_input_with_a_bar_and_without_a_main_guard(tmp_pa
 # Going on
 
 
-def test_only_what_is_missing_is_collected(tmp_path):
-    collect(settings(tmp_path, episodes=3), progress=False)
-    before = files(tmp_path)
-    kept = tmp_path / "episodes" / "000000.pixels.npy"
+def test_only_what_is_missing_is_collected(collected, tmp_path):
+    path = tmp_path / "data"
+    shutil.copytree(collected.path, path)
+    kept = path / "episodes" / "000000.pixels.npy"
     written = kept.stat().st_mtime_ns
-    (tmp_path / "episodes" / "000001.npz").unlink()
-    (tmp_path / "episodes" / ".000001.npz.123.tmp").write_bytes(b"half")
-    data = collect(settings(tmp_path, episodes=4, workers=2), progress=False)
+    (path / "episodes" / "000001.npz").unlink()
+    (path / "episodes" / ".000001.npz.123.tmp").write_bytes(b"half")
+    for file in (path / "episodes").glob("000003.*"):
+        file.unlink()
+    data = collect(settings(path, episodes=4, workers=2), progress=False)
     assert data.indices == [0, 1, 2, 3]
-    assert before.items() <= files(tmp_path).items()
-    assert not list((tmp_path / "episodes").glob(".*"))
+    assert files(path) == files(collected.path)
+    assert not list((path / "episodes").glob(".*"))
     assert kept.stat().st_mtime_ns == written
 
 
-def test_two_collections_of_one_dataset_make_it_together(tmp_path):
-    expected = collect(settings(tmp_path / "alone", episodes=4), progress=False)
+def test_two_collections_of_one_dataset_make_it_together(collected, tmp_path):
     command = [
         *(sys.executable, "-m", "agents.cli", "collect", "--task", "cartpole-swingup", "--episodes", "4"),
         *("--max-steps", "20", "--size", "16", "--render-quality", "fast", "--workers", "1"),
@@ -109,17 +117,17 @@ def test_two_collections_of_one_dataset_make_it_together(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    assert RolloutDataset(tmp_path / "shared").fingerprint == expected.fingerprint
-    assert files(tmp_path / "shared") == files(expected.path)
+    assert RolloutDataset(tmp_path / "shared").fingerprint == collected.fingerprint
+    assert files(tmp_path / "shared") == files(collected.path)
 
 
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"max_steps": 21}, {"policy": "random"}, {"size": 17}, {"states": False}]
 )
-def test_other_settings_do_not_go_into_the_same_dataset(tmp_path, change):
-    collect(settings(tmp_path, episodes=1), progress=False)
+def test_other_settings_do_not_go_into_the_same_dataset(collected, change):
     with pytest.raises(RolloutError, match="other settings"):
-        collect(settings(tmp_path, **change), progress=False)
+        collect(settings(collected.path, episodes=5, **change), progress=False)
+    assert len(RolloutDataset(collected.path)) == 4
 
 
 def test_a_killed_run_loses_only_episodes_in_flight(tmp_path):

@@ -47,7 +47,7 @@ def bad_start(cluster):
 
 
 def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_path, monkeypatch, caplog):
-    expected = collect(settings(tmp_path / "here", episodes=8, max_steps=150), progress=False)
+    expected = collect(settings(tmp_path / "here", episodes=6, max_steps=100), progress=False)
     second = cluster.add_node(num_cpus=1)
     written = Counter()
     write = RolloutWriter.write_episode
@@ -57,7 +57,7 @@ def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_pat
         return write(self, index, *args, **kwargs)
 
     monkeypatch.setattr(RolloutWriter, "write_episode", count)
-    there = settings(tmp_path / "there", episodes=8, max_steps=150, workers=0, ray=cluster.address)
+    there = settings(tmp_path / "there", episodes=6, max_steps=100, workers=0, ray=cluster.address)
     thread = threading.Thread(target=lambda: collect(there, progress=False))
     thread.start()
     while len(written) < 2:
@@ -66,7 +66,7 @@ def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_pat
     cluster.remove_node(second, allow_graceful=False)
     thread.join()
     assert files(tmp_path / "there") == files(expected.path)
-    assert written == Counter(range(8))
+    assert written == Counter(range(6))
     lost = [message for message in caplog.messages if f"(node {second.node_id})" in message]
     assert len(lost) == 1
     assert "died" in lost[0]
@@ -79,7 +79,7 @@ def test_a_node_that_dies_loses_no_episode_and_none_comes_twice(cluster, tmp_pat
 @pytest.mark.usefixtures("bad_start")
 def test_an_actor_that_ends_badly_is_replaced_and_its_episode_played_again(cluster, tmp_path, caplog, policy, reason):
     bad = settings(
-        tmp_path / "data", policy=f"failing_policies:{policy}", episodes=2, stall_seconds=10, ray=cluster.address
+        tmp_path / "data", policy=f"failing_policies:{policy}", episodes=2, stall_seconds=5, ray=cluster.address
     )
     with caplog.at_level(logging.WARNING):
         assert len(collect(bad, progress=False)) == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_model
 
@@ -24,7 +24,6 @@ def offline(model: CausalPerceiverIO, history: list[tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 1e-5), ("onnx", 1e-4)])
-@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_calls_equals_the_offline_contexts(action_model, backend, tolerance, data):
     """Pushes of all or some rows, peeks and resets in any order, against a history kept by hand."""

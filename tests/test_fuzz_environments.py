@@ -189,7 +189,7 @@ def empty(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", JOBS)
-@settings(many, max_examples=5)
+@settings(many, max_examples=many.max_examples // 2)
 @given(choice=st.integers(0, 10**6), value=st.sampled_from(ODD_TEXTS))
 def test_options_of_commands(empty, command, choice, value):
     """Each command is asked for a task or for files that are not there, and has an odd value beside."""

@@ -21,7 +21,7 @@ def targets(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_file_is_read_or_refused(targets, tmp_path, name, seed):
     assert read_damaged(targets[name], tmp_path / "copy", seed) in ("read", "refused")

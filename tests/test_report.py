@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -119,7 +119,6 @@ def test_directories_without_results_are_named(tmp_path):
         load_section(tmp_path)
 
 
-@settings(max_examples=15, deadline=None)
 @given(count=st.integers(1, 20), height=st.integers(1, 100), width=st.integers(1, 100))
 def test_frame_tables_of_any_size(count, height, width):
     frames = noise(count, height, width, 3)

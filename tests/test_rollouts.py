@@ -63,7 +63,7 @@ def dataset(tmp_path):
     seed=st.integers(0, 2**64 - 1),
     policy=st.text(st.characters(exclude_categories=["C"]), max_size=20),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_episodes_come_back_as_they_were(tmp_path, steps, states, compress, terminated, seed, policy):
     shutil.rmtree(tmp_path / "data", ignore_errors=True)
     writer = RolloutWriter(tmp_path / "data", meta(states), compress=compress)

@@ -12,9 +12,6 @@ from perceiver_obs import CausalPerceiverIO, ContextEncoder
 from perceiver_obs.onnx_step import OnnxStep
 from perceiver_obs.step_graph import step_graph
 
-OPERATIONS = 92  # of one step of the bundled model: what it takes today; one that needs more has to be worth it
-GRAPH_NODES = 97
-
 
 class CountOperations(TorchDispatchMode):
     """Counts what reaches a kernel; views, which launch nothing, are left out."""

@@ -27,6 +27,7 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 TWO_RANKS = """
 import json

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformObservation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moving_square import MovingSquare
 from staggered_envs import LENGTHS, make_short, make_shorts
@@ -105,7 +105,6 @@ def endless():
         single.close()
 
 
-@settings(max_examples=12, deadline=None)
 @given(st.lists(st.none() | st.lists(st.booleans(), min_size=ROWS, max_size=ROWS).filter(any), max_size=8))
 def test_any_pattern_of_masked_resets_equals_single_environments(endless, pattern):
     venv, singles = endless

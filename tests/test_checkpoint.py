@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
 from torch import nn
 
+from agents.cli import main
 from envs import RolloutDataset, RolloutWriter
 from perceiver_obs.settings import settings_to_dict
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint, state_digest
 from perceiver_obs.training.train_predictor import train_predictor
-from perceiver_obs.training.train_tokenizer import train_tokenizer
+from perceiver_obs.training.train_tokenizer import TokenizerStage, train_tokenizer
 
 pytest_plugins = ("tiny_data",)
+STEPS = 30  # time to be stopped in
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
@@ -115,39 +117,53 @@ def test_full_disk_is_named_and_leaves_the_last_checkpoint(checkpoint, monkeypat
 def command(run: Path, options: dict) -> list[str]:
     file = run.with_suffix(".json")
     file.write_text(json.dumps(options))
-    return [sys.executable, "-m", "agents.cli", "train-tokenizer", "--settings", str(file)]
+    return ["train-tokenizer", "--settings", str(file)]
 
 
-def stop_at_first_checkpoint(run: Path, options: dict, number: signal.Signals) -> subprocess.CompletedProcess:
+def kill_at_first_checkpoint(run: Path, options: dict) -> None:
+    line = [sys.executable, "-m", "agents.cli", *command(run, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(run, options), stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
     while not (run / "checkpoint.safetensors").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
-    return subprocess.CompletedProcess(process.args, process.returncode, stderr=errors)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "unbroken"
-    train_tokenizer(tokenizer_settings(tiny_data, path, steps=40))
+    train_tokenizer(tokenizer_settings(tiny_data, path, steps=STEPS))
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_tokenizer_run_ends_like_an_unbroken_one(tiny_data, unbroken, tmp_path, number):
-    stopped = tokenizer_settings(tiny_data, tmp_path / "stopped", steps=40)
-    process = stop_at_first_checkpoint(tmp_path / "stopped", settings_to_dict(stopped), number)
+def test_killed_tokenizer_run_ends_like_an_unbroken_one(tiny_data, unbroken, tmp_path):
+    killed = tokenizer_settings(tiny_data, tmp_path / "killed", steps=STEPS)
+    kill_at_first_checkpoint(tmp_path / "killed", settings_to_dict(killed))
+    reached = load_checkpoint(tmp_path / "killed" / "checkpoint.safetensors").step
+    assert 3 <= reached < STEPS
+    assert reached % 3 == 0
+    train_tokenizer(killed)
+    assert_same_results(unbroken, tmp_path / "killed")
+
+
+def test_a_run_that_is_asked_to_stop_ends_like_an_unbroken_one(tiny_data, unbroken, tmp_path, monkeypatch, capsys):
+    stopped = tokenizer_settings(tiny_data, tmp_path / "stopped", steps=STEPS)
+    batch = TokenizerStage.batch
+
+    def batch_of_a_run_that_is_asked_to_stop(stage, step, rank):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(stage, step, rank)
+
+    monkeypatch.setattr(TokenizerStage, "batch", batch_of_a_run_that_is_asked_to_stop)
+    assert main(command(tmp_path / "stopped", settings_to_dict(stopped))) == 128 + signal.SIGTERM
     reached = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors").step
-    assert 3 <= reached < 40
-    if number == signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM
-        assert f"stopped at step {reached} of 40" in process.stderr
-    else:
-        assert process.returncode == -signal.SIGKILL
-        assert reached % 3 == 0
+    assert 0 < reached < STEPS
+    assert f"stopped at step {reached} of {STEPS}" in capsys.readouterr().err
+    monkeypatch.setattr(TokenizerStage, "batch", batch)
     train_tokenizer(stopped)
     assert_same_results(unbroken, tmp_path / "stopped")
 

@@ -1,6 +1,7 @@
 """`make_dmc` against dm_control itself, and Gymnasium's own rules."""
 
 import pickle
+import sys
 import warnings
 from itertools import pairwise
 
@@ -340,6 +341,12 @@ def test_environments_in_one_process_are_independent():
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_dmc(**kwargs)
+
+
+def test_a_missing_dm_control_is_named_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shimmy.dm_control_compatibility", None)  # what Python takes for "not installed"
+    with pytest.raises(ImportError, match=r"need shimmy.dm_control_compatibility.* Python 3.13 .*docs/install.md"):
+        make()
 
 
 def test_bad_actions_are_named():

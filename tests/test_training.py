@@ -72,8 +72,8 @@ run(TrainPredictorSettings(**predictor), PredictorStage, train_predictor)
 
 
 def test_two_processes_end_alike_and_go_on_alike_when_stopped(tiny_data, tmp_path):
-    tokenizer = tokenizer_settings(tiny_data, tmp_path / "tokenizer", steps=5)
-    predictor = predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "predictor", steps=4)
+    tokenizer = tokenizer_settings(tiny_data, tmp_path / "tokenizer", steps=3)
+    predictor = predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "predictor", steps=3)
     (tmp_path / "train.py").write_text(TWO_RANKS)
     (tmp_path / "settings.json").write_text(json.dumps([vars(tokenizer), vars(predictor)]))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -4,84 +4,43 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceiver_obs.frame_reader import ReaderState
 from perceiver_obs.generation import GenerationMode
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.quantizer import QuantizerKind
+from perceiver_obs.modules.streaming import StreamingState, existing
+from perceiver_obs.modules.timescales import Timescales
 from perceiver_obs.modules.video import check_tensor
-from perceiver_obs.predictor import PerceiverTokenPredictor, PredictorState
+from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
-TIMESCALES = {"fast": 1, "medium": 4, "slow": 16}
 LATER_ARGUMENTS = {"reads": "tokens"}  # by what models without them do
 MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
 
 
 @dataclass(frozen=True)
-class ContextState:
+class ContextState(StreamingState):
     """All that streaming remembers of the frames so far, for each row of a batch. A value: steps return new ones.
 
     Attributes:
-        past: last inputs of the tokenizer's temporal convolutions.
-        predictor: last inputs, keys and values of the Perceiver.
-        recent: `[B, slowest timescale - 1, D]` contexts for averaging; zeros before an episode's start.
+        reader: last inputs of the convolutions, keys and values of the Perceiver.
+        recent: `[B, longest timescale - 1, D]` contexts for averaging.
     """
 
-    past: tuple[Tensor, ...] | None
-    predictor: PredictorState
+    reader: ReaderState
     recent: Tensor
 
     @property
     def seen(self) -> Tensor:
         """Frames since each row's episode began, `[B]` int64."""
-        return self.predictor.memory.seen
-
-    def reset(self, rows: Tensor) -> "ContextState":
-        """Begin a new episode in the rows where the bool mask `[B]` is True; the others stay bit-identical."""
-
-        def clear(tensor: Tensor) -> Tensor:
-            return tensor.masked_fill(rows.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), 0)
-
-        return ContextState(
-            None if self.past is None else tuple(map(clear, self.past)),
-            self.predictor.map_rows(self.predictor.memory.reset(rows), clear),
-            clear(self.recent),
-        )
-
-    def select(self, rows: Tensor) -> "ContextState":
-        """The state of rows (int64 `[M]`) alone."""
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[rows.to(tensor.device)]
-
-        return ContextState(
-            None if self.past is None else tuple(map(pick, self.past)),
-            self.predictor.map_rows(self.predictor.memory.select(rows), pick),
-            pick(self.recent),
-        )
-
-    def replace(self, rows: Tensor, other: "ContextState") -> "ContextState":
-        """This state with rows (int64 `[M]`) taken from `other`, which holds M rows and has seen a frame."""
-
-        def put(mine: Tensor | None, theirs: Tensor) -> Tensor:
-            result = theirs.new_zeros(len(self.seen), *theirs.shape[1:]) if mine is None else mine.clone()
-            result[rows.to(theirs.device)] = theirs
-            return result
-
-        past, theirs = self.past or (), other.past or ()
-        mine = past or (None,) * len(theirs)
-        memory = self.predictor.memory.replace(rows, other.predictor.memory)
-        other_past = other.predictor.past
-        return ContextState(
-            tuple(put(a, b) for a, b in zip(mine, theirs)),
-            PredictorState(memory, None if other_past is None else put(self.predictor.past, other_past)),
-            put(self.recent, other.recent),
-        )
+        return self.reader.seen
 
 
 class CausalPerceiverIO(nn.Module, Pretrained):
@@ -110,6 +69,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         receptive_field: frames that a context depends on, its own included.
     """
 
+    FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {"temporal_downsample": False}
+
     context_mean: Tensor
     context_scale: Tensor
 
@@ -135,7 +96,6 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         code_dim: int = 256,
         base_channels: int = 64,
         use_3d_conv: bool = True,
-        temporal_downsample: bool = False,
         num_quantizers: int = 4,
         commitment_weight: float = 0.05,
         diversity_weight: float = 0.01,
@@ -154,13 +114,9 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             raise ValueError(
                 f"frame height and width must be multiples of downsample={downsample}, got {height}x{width}"
             )
-        if temporal_downsample:
-            raise ValueError("temporal_downsample gives tokens every other frame only: contexts need it off")
-        unknown = [name for name in timescales if name not in TIMESCALES]
         if reads not in ("tokens", "frames"):
             raise ValueError(f"reads must be 'tokens' or 'frames', got {reads!r}")
-        if unknown:
-            raise ValueError(f"timescales must be among {list(TIMESCALES)}, got {unknown[0]!r}")
+        self.timescales = Timescales(timescales)
         self.video_shape = (frames, channels, height, width)
         self.action_dim = action_dim
         self.frame_contract = dict(frame_contract or {})
@@ -171,13 +127,12 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             downsample,
             base_channels,
             use_3d_conv,
-            False,
-            num_quantizers,
-            commitment_weight,
-            diversity_weight,
-            quantizer,
-            codebook_decay,
-            stem_stride,
+            num_quantizers=num_quantizers,
+            commitment_weight=commitment_weight,
+            diversity_weight=diversity_weight,
+            quantizer=quantizer,
+            codebook_decay=codebook_decay,
+            stem_stride=stem_stride,
         )
         self.predictor = PerceiverTokenPredictor(
             tokenizer,
@@ -200,11 +155,10 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             frame_shape=(channels, height, width) if reads == "frames" else None,
         )
         width_each = self.predictor.context_dim
-        self.timescales = tuple(TIMESCALES[name] for name in timescales) or (1,)
         self.register_buffer("context_mean", torch.zeros(width_each))
         self.register_buffer("context_scale", torch.ones(width_each))
-        self.context_dim = width_each * len(self.timescales)
-        self.receptive_field = self.predictor.receptive_field + max(self.timescales) - 1
+        self.context_dim = width_each * len(self.timescales.spans)
+        self.receptive_field = self.predictor.receptive_field + self.timescales.before
         self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
@@ -215,6 +169,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     def from_tokenizer(cls, tokenizer: VQPTTokenizer, video_shape: Sequence[int], **arguments: Any) -> Self:
         """A model around a copy of a trained tokenizer; `arguments` are those of the predictor."""
         config = tokenizer.config()
+        if config.pop("temporal_downsample"):
+            raise ValueError("contexts need tokens of every frame: a tokenizer without temporal_downsample")
         if config.pop("in_channels") != video_shape[1]:
             raise ValueError(
                 f"the tokenizer reads {tokenizer.in_channels} channels, video_shape is {tuple(video_shape)}"
@@ -237,9 +193,10 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     @property
     def fingerprint(self) -> str:
         """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
-        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used.
+        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
+        # and one that they used to have counts on.
         without = {"frame_contract"} | {name for name, old in LATER_ARGUMENTS.items() if self.config()[name] == old}
-        config = {k: v for k, v in self.config().items() if k not in without}
+        config = self.FORMER_ARGUMENTS | {k: v for k, v in self.config().items() if k not in without}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -268,7 +225,9 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(videos)
         observed, _ = self.predictor.observe(videos, None, valid)
         raw, _ = self.predictor.encode(observed, actions, valid=valid)
-        return self.over_timescales(self.normalize(raw), None, valid)[0]
+        if valid is None:
+            valid = torch.ones(raw.shape[:2], dtype=torch.bool)
+        return self.timescales(self._normalize(raw), F.pad(valid, (self.timescales.before, 0), value=False))[0]
 
     def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
         """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
@@ -286,7 +245,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             state = self.init_state(len(videos))
             for start in range(0, videos.shape[1], chunk):
                 span = slice(start, start + chunk)
-                context, state = self._advance(videos[:, span], state, None if actions is None else actions[:, span])
+                context, state = self.advance(videos[:, span], state, None if actions is None else actions[:, span])
                 contexts.append(context)
             result = torch.cat(contexts, dim=1)
         return result.clone()  # an ordinary tensor, so that heads can be trained on it
@@ -295,8 +254,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         """The state of `batch_size` episodes that have not begun."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of 1 or more, got {batch_size!r:.80}")
-        recent = self.context_mean.new_zeros(batch_size, max(self.timescales) - 1, len(self.context_mean))
-        return ContextState(None, self.predictor.init_state(batch_size), recent)
+        recent = self.context_mean.new_zeros(batch_size, self.timescales.before, len(self.context_mean))
+        return ContextState(self.predictor.init_state(batch_size, self.video_shape[2:]), recent)
 
     def step(self, frames: Tensor, state: ContextState, actions: Tensor | None = None) -> tuple[Tensor, ContextState]:
         """The contexts `[B, context_dim]` of the next frames, at a cost that does not depend on how many came before.
@@ -313,43 +272,20 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(frames[:, None])
         self._check_actions(actions, frames.shape[:1])
         with torch.inference_mode():
-            context, state = self._advance(frames[:, None], state, None if actions is None else actions[:, None])
+            context, state = self.advance(frames[:, None], state, None if actions is None else actions[:, None])
         return context[:, 0].clone(), state
 
-    def _advance(self, videos: Tensor, state: ContextState, actions: Tensor | None) -> tuple[Tensor, ContextState]:
-        observed, past = self.predictor.observe(videos, state.past)
-        raw, predictor = self.predictor.encode(observed, actions, state.predictor)
-        assert predictor is not None
-        contexts, recent = self.over_timescales(self.normalize(raw), state)
-        return contexts, ContextState(tuple(past), predictor, recent)
+    def advance(
+        self, videos: Tensor, state: ContextState, actions: Tensor | None = None
+    ) -> tuple[Tensor, ContextState]:
+        """Contexts `[B, T, context_dim]` of the next T frames, and the state after them: what every step computes."""
+        raw, reader = self.predictor.advance(videos, state.reader, actions)
+        exists = existing(state.seen, self.timescales.before, videos.shape[1])
+        contexts, recent = self.timescales(self._normalize(raw), exists, state.recent)
+        return contexts, ContextState(reader, recent)
 
-    def normalize(self, raw: Tensor) -> Tensor:
+    def _normalize(self, raw: Tensor) -> Tensor:
         return (raw - self.context_mean) / self.context_scale
-
-    def over_timescales(
-        self, contexts: Tensor, state: ContextState | None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Concatenate the means over the last 1, 4, 16 frames (those that exist); returns what to remember too."""
-        slowest, (batch, frames) = max(self.timescales), contexts.shape[:2]
-        if slowest == 1:
-            recent = state.recent if state else contexts.new_zeros(batch, 0, contexts.shape[2])
-            return contexts.repeat(1, 1, len(self.timescales)), recent
-        exists = torch.ones(batch, frames, dtype=torch.bool) if valid is None else valid.cpu()
-        if state is None:
-            before, seen = (
-                contexts.new_zeros(batch, slowest - 1, contexts.shape[2]),
-                torch.zeros(batch, dtype=torch.long),
-            )
-        else:
-            before, seen = state.recent, state.seen
-        known = torch.cat([torch.arange(slowest - 1, 0, -1) <= seen[:, None], exists], dim=1).to(contexts.device)
-        padded = torch.cat([before, contexts * exists[..., None].to(contexts)], dim=1)
-        means = []
-        for span in self.timescales:
-            reach = slice(slowest - span, None)
-            count = known[:, reach].unfold(1, span, 1).sum(-1).clamp_min(1)
-            means.append(padded[:, reach].unfold(1, span, 1).sum(-1) / count[..., None])
-        return torch.cat(means, dim=-1), padded[:, -(slowest - 1) :].clone()
 
     def _check_frames(self, videos: Tensor) -> None:
         if videos.ndim == 5 and videos.shape[2:] != torch.Size(self.video_shape[1:]):

@@ -4,23 +4,32 @@ import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
 from gymnasium import logger
 from torch import Tensor
 
-from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.context_space import ContextSpace
 from perceiver_obs.devices import choose_device
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import one_thread_if_forked
+from perceiver_obs.modules.streaming import StreamingState
 from perceiver_obs.onnx_step import OnnxStep
 from perceiver_obs.settings import Backend
 
 ModelLike = str | Path | CausalPerceiverIO
 Rows = Sequence[int] | np.ndarray | None
+
+
+class StreamingModel(Protocol):
+    """The functional step of both backends: `CausalPerceiverIO` itself, and `OnnxStep`."""
+
+    def init_state(self, batch_size: int) -> Any: ...
+
+    def step(self, frames: Tensor, state: Any, actions: Tensor | None = None) -> tuple[Tensor, Any]: ...
 
 
 class ContextEncoder:
@@ -71,22 +80,22 @@ class ContextEncoder:
         self.num_rows = num_rows
         frozen = frozen_model(model, self.device)
         self.context_space = ContextSpace(frozen.context_dim, fingerprint="")
-        self._take(frozen)
+        self._set_frozen(frozen)
 
-    def adopt(self, model: CausalPerceiverIO) -> None:
+    def set_model(self, model: CausalPerceiverIO) -> None:
         """Go on with a frozen copy of another model that differs in its weights alone; all rows begin anew.
 
         Raises:
             ValueError: the model is built in another way.
         """
         if model.config() != self.model.config():
-            raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
-        self._take(frozen_model(model, self.device))
+            raise ValueError("only a model of the same configuration can take this one's place, the given one differs")
+        self._set_frozen(frozen_model(model, self.device))
 
     def reset(self, rows: Rows = None) -> None:
         """Begin new episodes: in all rows, in those of a sequence of indices, or where a bool mask `[N]` is True."""
         if rows is None:
-            self._state = self._steps.init_state(self.num_rows)
+            self._state = self._backend.init_state(self.num_rows)
         else:
             mask = torch.zeros(self.num_rows, dtype=torch.bool)
             mask[self._indices(rows)] = True
@@ -106,12 +115,12 @@ class ContextEncoder:
                 range.
         """
         if rows is None:
-            contexts, self._state = self._step(frames, actions, self._state)
+            contexts, self._state = self._step(frames, actions, self._state, self.num_rows)
             return contexts
         indices = self._indices(rows)
         if not len(indices):
             return np.zeros((0, self.context_dim), np.float32)
-        contexts, state = self._step(frames, actions, self._state.select(indices))
+        contexts, state = self._step(frames, actions, self._state.select(indices), len(indices))
         self._state = self._state.replace(indices, state)
         return contexts
 
@@ -120,11 +129,11 @@ class ContextEncoder:
         indices = self._indices(rows)
         if not len(indices):
             return np.zeros((0, self.context_dim), np.float32)
-        return self._step(frames, actions, self._state.select(indices))[0]
+        return self._step(frames, actions, self._state.select(indices), len(indices))[0]
 
-    def _take(self, model: CausalPerceiverIO) -> None:
+    def _set_frozen(self, model: CausalPerceiverIO) -> None:
         self.model = model
-        self._steps: Any = self._step_of(model)
+        self._backend = self._backend_of(model)
         _, channels, height, width = model.video_shape
         self.frame_shape = (height, width, channels)
         self.context_dim = model.context_dim
@@ -132,9 +141,9 @@ class ContextEncoder:
         self.fingerprint = self.context_space.fingerprint = model.fingerprint
         self.reset()
 
-    def _step_of(self, model: CausalPerceiverIO) -> "OnnxStep | _TorchStep":
+    def _backend_of(self, model: CausalPerceiverIO) -> StreamingModel:
         if self.backend == "torch":
-            return _TorchStep(model, self.device)
+            return model
         try:
             step = OnnxStep(model)
         except Exception as error:  # ONNX Runtime's errors have no class of their own
@@ -143,19 +152,24 @@ class ContextEncoder:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warn("%s", f"contexts are computed by PyTorch, which is slower than ONNX Runtime: {reason}")
             self.backend = "torch"
-            return _TorchStep(model, self.device)
+            return model
         self.backend = "onnx"
         return step
 
-    def _step(self, frames: np.ndarray, actions: np.ndarray | None, state: Any) -> tuple[np.ndarray, Any]:
+    def _step(
+        self, frames: np.ndarray, actions: np.ndarray | None, state: StreamingState, count: int
+    ) -> tuple[np.ndarray, StreamingState]:
         one_thread_if_forked()
-        frames = np.ascontiguousarray(frames)
-        expected = (len(state.seen), *self.frame_shape)
+        # A tensor cannot be made of all arrays: of read-only ones only with a warning, of negative strides not at all.
+        frames = np.require(frames, requirements=["C", "W", "E"])
+        expected = (count, *self.frame_shape)
         if frames.shape != expected or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 {expected} (rows, H, W, C), got {frames.dtype} {frames.shape}")
-        return self._steps.step(frames, state, self._actions(actions, len(frames)))
+        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
+        contexts, state = self._backend.step(pixels, state, self._actions(actions, count))
+        return contexts.cpu().numpy(), state
 
-    def _actions(self, actions: np.ndarray | None, count: int) -> np.ndarray | None:
+    def _actions(self, actions: np.ndarray | None, count: int) -> Tensor | None:
         if actions is None:
             return None
         if self.action_dim is None:
@@ -166,7 +180,7 @@ class ContextEncoder:
         actions = np.clip(actions, -1.0, 1.0).astype(np.float32)  # before float32, which may not hold them
         if actions.ndim != 2 or len(actions) != count or actions.shape[1] > self.action_dim:
             raise ValueError(f"actions must be [{count}, up to {self.action_dim}], got {actions.shape}")
-        return actions
+        return torch.from_numpy(actions).to(self.device)
 
     def _indices(self, rows: Rows) -> Tensor:
         array = np.asarray(rows)
@@ -181,24 +195,6 @@ class ContextEncoder:
         if len(np.unique(array)) != array.size:
             raise ValueError(f"rows must not repeat, got {array.tolist()}")
         return torch.as_tensor(array.astype(np.int64))
-
-
-class _TorchStep:
-    """Streaming steps of a model by PyTorch, of arrays as `OnnxStep` takes and gives them."""
-
-    def __init__(self, model: CausalPerceiverIO, device: torch.device):
-        self._model, self._device = model, device
-
-    def init_state(self, batch_size: int) -> ContextState:
-        return self._model.init_state(batch_size)
-
-    def step(
-        self, frames: np.ndarray, state: ContextState, actions: np.ndarray | None = None
-    ) -> tuple[np.ndarray, ContextState]:
-        pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2)
-        led = None if actions is None else torch.from_numpy(actions).to(self._device)
-        contexts, state = self._model.step(pixels, state, led)
-        return contexts.cpu().numpy().copy(), state
 
 
 def frozen_model(model: ModelLike, device: torch.device) -> CausalPerceiverIO:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
@@ -35,9 +35,11 @@ class Pretrained(PyTorchModelHubMixin):
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module whose arguments are plain values.
 
     Attributes:
+        FORMER_ARGUMENTS: that the constructor no longer takes, by the value that saved models may have for them.
         bundled_name: under which the weights ship in the package, None for all others.
     """
 
+    FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
     bundled_name: str | None = None
 
     def config(self) -> dict[str, Any]:
@@ -82,6 +84,9 @@ class Pretrained(PyTorchModelHubMixin):
         one_thread_if_forked()
         directory = find_pretrained(name, revision)
         config = _read_config(directory / CONFIG_FILE, cls.__name__)
+        for argument, value in cls.FORMER_ARGUMENTS.items():
+            if config.pop(argument, value) != value:
+                raise ValueError(f"{directory / CONFIG_FILE} asks for {argument}, which is no longer supported")
         weights = directory / WEIGHTS_FILE
         try:
             with safe_open(weights, "pt") as tensors, isolated():

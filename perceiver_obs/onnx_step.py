@@ -8,51 +8,27 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
+from perceiver_obs.modules.streaming import StreamingState
 
 
 @dataclass(frozen=True)
-class GraphState:
-    """What the steps so far left behind, in arrays with a row for each episode. A value, as `ContextState` is.
+class GraphState(StreamingState):
+    """What the graph carries from frame to frame.
 
     Attributes:
-        arrays: float32 `[B, ...]`.
         seen: int64 `[B]`, frames since each row's episode began.
+        carried: float32 `[B, ...]`, in the order of the graph's inputs.
     """
 
-    arrays: tuple[NDArray[np.float32], ...]
-    seen: NDArray[np.int64]
-
-    def reset(self, rows: Tensor) -> "GraphState":
-        """Begin a new episode in the rows where the bool mask `[B]` is True."""
-        mask = rows.numpy()
-        arrays = tuple(np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), np.float32(0), a) for a in self.arrays)
-        return GraphState(arrays, np.where(mask, 0, self.seen))
-
-    def select(self, rows: Tensor) -> "GraphState":
-        """The state of rows (int64 `[M]`) alone."""
-        chosen = rows.numpy()
-        return GraphState(tuple(a[chosen] for a in self.arrays), self.seen[chosen])
-
-    def replace(self, rows: Tensor, other: "GraphState") -> "GraphState":
-        """This state with rows (int64 `[M]`) taken from `other`, which holds M rows."""
-        return GraphState(
-            tuple(_put(mine, rows, theirs) for mine, theirs in zip(self.arrays, other.arrays)),
-            _put(self.seen, rows, other.seen),
-        )
-
-
-def _put(mine: NDArray, rows: Tensor, theirs: NDArray) -> NDArray:
-    result = mine.copy()
-    result[rows.numpy()] = theirs
-    return result
+    seen: Tensor
+    carried: tuple[Tensor, ...]
 
 
 class OnnxStep:
-    """Streaming steps of a model by ONNX Runtime on the CPU, from a graph of the weights as they are now.
+    """`init_state` and `step` of a model by ONNX Runtime on the CPU, from a graph of the weights as they are now.
 
     It uses as many threads as PyTorch has. Copies, pickles and forked processes make a session of their own.
 
@@ -65,7 +41,7 @@ class OnnxStep:
 
     def __init__(self, model: CausalPerceiverIO):
         try:
-            import onnxruntime  # noqa: F401 (needed only when a session opens, but missed here)
+            import onnxruntime  # noqa: F401 (needed only when a session opens, but reported here)
 
             from perceiver_obs.step_graph import step_graph
         except ImportError as error:
@@ -77,27 +53,28 @@ class OnnxStep:
 
     def init_state(self, batch_size: int) -> GraphState:
         """The state of `batch_size` episodes that have not begun."""
-        arrays = tuple(np.zeros((batch_size, *shape), np.float32) for shape in self._shapes)
-        return GraphState(arrays, np.zeros(batch_size, np.int64))
+        carried = tuple(torch.zeros(batch_size, *shape) for shape in self._shapes)
+        return GraphState(torch.zeros(batch_size, dtype=torch.long), carried)
 
-    def step(
-        self, frames: NDArray[np.uint8], state: GraphState, actions: NDArray[np.float32] | None = None
-    ) -> tuple[NDArray[np.float32], GraphState]:
-        """The contexts `[B, context_dim]` of the next frames `[B, H, W, C]`, and the state after them.
+    def step(self, frames: Tensor, state: GraphState, actions: Tensor | None = None) -> tuple[Tensor, GraphState]:
+        """The contexts `[B, context_dim]` of the next frames, and the state after them.
 
         Args:
-            actions: `[B, up to action_dim]` in [-1, 1], that led to each frame; ignored in rows whose episode begins.
+            frames: uint8 `[B, C, H, W]`; quickest as a view of `[B, H, W, C]`.
+            actions: float32 `[B, up to action_dim]` in [-1, 1], the action that led to each frame; ignored in rows
+                whose episode begins.
         """
         if self._session is None:
             self._open()
+        seen = state.seen.numpy()
         led = np.zeros((len(frames), self._action_dim + 1), np.float32)
         if actions is not None:
             led[:, : actions.shape[1]], led[:, -1] = actions, 1
-            led[state.seen == 0] = 0
-        given = {"frames": frames, "actions": led, "seen": state.seen}
-        given |= zip(self._state_names, state.arrays)
-        contexts, *arrays = self._session.run(self._outputs, {name: given[name] for name in self._inputs})
-        return contexts, GraphState(tuple(arrays), state.seen + 1)
+            led[seen == 0] = 0
+        given = {"frames": frames.permute(0, 2, 3, 1).contiguous().numpy(), "actions": led, "seen": seen}
+        given |= zip(self._state_names, (tensor.numpy() for tensor in state.carried))
+        contexts, *carried = self._session.run(self._outputs, {name: given[name] for name in self._inputs})
+        return torch.from_numpy(contexts), GraphState(state.seen + 1, tuple(map(torch.from_numpy, carried)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None}

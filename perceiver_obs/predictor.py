@@ -1,44 +1,28 @@
 """Tokens to future tokens, through one context vector per frame."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from perceiver_obs.generation import GenerationMode, generate
-from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
-from perceiver_obs.modules.frame_adapter import FrameAdapter
-from perceiver_obs.modules.frame_memory import FrameMemory
+from perceiver_obs.frame_reader import FrameReader
+from perceiver_obs.generation import GenerationMode, Visible, generate
+from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.modules.future_decoder import FutureDecoder, ResidualTokenHead
-from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
 from perceiver_obs.modules.sampling import GREEDY, Sampling
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class PredictorState:
-    """What streaming carries from frame to frame: a value, never changed in place."""
-
-    memory: FrameMemory
-    past: Tensor | None = None
-
-    def map_rows(self, memory: FrameMemory, change: Callable[[Tensor], Tensor]) -> "PredictorState":
-        return PredictorState(memory, None if self.past is None else change(self.past))
-
-
-class PerceiverTokenPredictor(nn.Module):
+class PerceiverTokenPredictor(FrameReader):
     """A causal Perceiver reads frames; queries that see its context and the last frame predict the tokens to come.
 
-    Reading: the code vectors of frame t (continuous for real frames, looked up for generated ones) and the
-    action that led to it enter the window of the last `sequence_length` frames; latents attend to it; their mean
-    is the context of frame t. Predicting k frames ahead: the context, expanded to a few memory vectors, the k
-    actions in between and an optional condition are read by one query for each position, which starts from the
-    tokens of frame t. As no earlier frame reaches the queries, the context has to carry what moves, and how.
+    Predicting k frames ahead: the context, expanded to a few memory vectors, the k actions in between and an optional
+    condition are read by one query for each position, which starts from the tokens of frame t. As no earlier frame
+    reaches the queries, the context has to carry what moves, and how.
 
     Args:
         tokenizer: gives and decodes the tokens.
@@ -58,8 +42,8 @@ class PerceiverTokenPredictor(nn.Module):
         token_time_kernel: frames joined in each of the Perceiver's inputs; 2 shows it local motion.
         inputs_per_frame: linear maps of a frame's whole grid that the Perceiver reads in place of its tokens:
             cheaper, and quicker to learn positions, but for one frame size. None reads every token.
-        keypoints: points found in the frame (spatial softmax), of which these maps are in place of the grid: far
-            fewer weights, and contexts more linear in what moves. None: of the grid.
+        keypoints: number of spatial softmax keypoints that these maps read in place of the grid: far fewer weights,
+            and contexts more linear in what moves. None reads the grid.
         frame_shape: `(C, H, W)` of frames that the Perceiver reads by a convolutional network of its own
             (`FrameAdapter`, trained end to end), in place of their tokens, as `inputs_per_frame` inputs each. None
             reads tokens.
@@ -87,42 +71,25 @@ class PerceiverTokenPredictor(nn.Module):
         keypoints: int | None = None,
         frame_shape: Sequence[int] | None = None,
     ):
-        super().__init__()
-        for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
-            if not 1 <= value <= 8192:
-                raise ValueError(f"{name} must lie in 1 to 8192, got {value}")
-        if tokenizer.temporal_downsample:
-            raise ValueError("the predictor needs one set of tokens a frame: a tokenizer without temporal_downsample")
-        channels = num_latent_channels
-        self.tokenizer = tokenizer
-        self.sequence_length = sequence_length
-        self.action_dim = action_dim
-        self.condition_dim = condition_dim
-        self.frame_adapter = None
-        if frame_shape is not None:
-            if not inputs_per_frame or keypoints is not None or token_time_kernel != 1:
-                raise ValueError(
-                    "reading frames needs inputs_per_frame of 1 or more, no keypoints and token_time_kernel=1, got "
-                    f"{inputs_per_frame}, {keypoints} and {token_time_kernel}"
-                )
-            self.frame_adapter = FrameAdapter(frame_shape, channels, inputs_per_frame)
-            inputs_per_frame = 0
-        self.token_adapter = TokenAdapter(
-            tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, keypoints
-        )
-        self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
-        self.encoder = CausalPerceiverEncoder(
+        super().__init__(
+            tokenizer,
             num_latents,
-            channels,
-            sequence_length,
-            num_cross_attention_heads,
+            num_latent_channels,
             num_cross_attention_heads,
             num_self_attention_layers,
             widening_factor,
             dropout,
+            sequence_length,
+            action_dim,
+            context_dim,
+            grid,
+            token_time_kernel,
+            inputs_per_frame,
+            keypoints,
+            frame_shape,
         )
-        self.to_context = nn.Identity() if context_dim is None else nn.Linear(channels, context_dim)
-        self.context_dim = context_dim or channels
+        self.condition_dim = condition_dim
+        channels = num_latent_channels
         self.future = FutureDecoder(
             self.context_dim,
             channels,
@@ -146,103 +113,6 @@ class PerceiverTokenPredictor(nn.Module):
         )
         self.float()  # as the tokenizer's code vectors are
 
-    @property
-    def receptive_field(self) -> int:
-        """Frames that a context depends on, its own included."""
-        if self.token_adapter.project is None:
-            return self.sequence_length
-        return self.sequence_length + self.token_adapter.project.time_kernel - 1 + self.tokenizer.lookback
-
-    def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
-        self.token_adapter.set_statistics(mean, std)
-
-    # ---- reading frames -------------------------------------------------------------------------------------
-
-    def init_state(self, batch_size: int) -> PredictorState:
-        return PredictorState(FrameMemory.empty(batch_size, self.sequence_length))
-
-    def observe(
-        self, videos: Tensor, past: Sequence[Tensor] | None = None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """What `encode` takes of the next frames `[B, T, C, H, W]`, and the past to go on from.
-
-        Code vectors `[B, T, h, w, code_dim]`, or where the Perceiver reads frames these as floats.
-        """
-        if self.frame_adapter is not None:
-            return self.tokenizer.check(videos), ()
-        return self.tokenizer.stream_vectors(videos, past, valid)
-
-    def observe_codes(self, codes: Tensor) -> Tensor:
-        """What `encode` takes of the last of frames `[B, T, h, w, code_dim]` given as codes, `[B, 1, ...]`."""
-        if self.frame_adapter is None:
-            return codes[:, -1:]
-        return self.tokenizer.decode_vectors(codes[:, -1 - self.tokenizer.decoder.lookback :])[:, -1:].clamp(0, 1)
-
-    def encode(
-        self,
-        observed: Tensor,
-        actions: Tensor | None = None,
-        state: PredictorState | None = None,
-        valid: Tensor | None = None,
-        only: Tensor | None = None,
-    ) -> tuple[Tensor, PredictorState | None]:
-        """Contexts `[B, T, D]`, the mean of each frame's latents, of what `observe` gives for T frames.
-
-        Args:
-            actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
-            state: of the frames before, for streaming.
-            valid: bool `[B, T]`, frames that exist (without state only).
-            only: int64 `[A]`, frames to compute contexts of, instead of all T.
-        """
-        batch, frames = observed.shape[:2]
-        if self.action_adapter is not None and actions is not None:
-            actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
-        known = self._action_known(batch, frames, state, valid).to(observed.device)
-        inputs, past = self.inputs(observed, actions, known, state.past if state else None, valid)
-        latents, memory = self.encoder(inputs, state.memory if state else None, valid, only)
-        return self.context(latents), None if memory is None else PredictorState(memory, past)
-
-    def inputs(
-        self,
-        observed: Tensor,
-        actions: Tensor | None,
-        known: Tensor,
-        past: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the Perceiver reads, `[B, T, P, C]`, and the past to go on from.
-
-        Args:
-            observed: what `observe` gives for T frames.
-            actions: `[B, T, action_dim]`, the action that led to each frame.
-            known: bool `[B, T]`, where there is one.
-            past: inputs of the frames before, for `token_time_kernel > 1`.
-            valid: bool `[B, T]`, frames that exist.
-        """
-        if self.frame_adapter is not None:
-            inputs = self.frame_adapter(observed)
-        else:
-            inputs, past = self.token_adapter(observed, past, valid)
-        if self.action_adapter is not None:
-            of_actions = self.action_adapter(actions, known, observed.shape[:2])
-            inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
-        return inputs, past
-
-    def context(self, latents: Tensor) -> Tensor:
-        """Contexts `[B, T, D]` of latents `[B, T, N, C]`: the mean of each frame's."""
-        return self.to_context(latents.mean(dim=2))
-
-    def _action_known(self, batch: int, frames: int, state: PredictorState | None, valid: Tensor | None) -> Tensor:
-        """Bool `[B, T]`: frames that another frame of their episode came before."""
-        if state is not None:
-            return state.memory.seen[:, None] + torch.arange(frames) > 0
-        if valid is not None:
-            return F.pad(valid[:, :-1], (1, 0), value=False)
-        return (torch.arange(frames) > 0).expand(batch, -1)
-
-    # ---- predicting tokens ----------------------------------------------------------------------------------
-
     def predict(
         self,
         contexts: Tensor,
@@ -250,7 +120,7 @@ class PerceiverTokenPredictor(nn.Module):
         horizons: Tensor,
         actions: Tensor | None = None,
         condition: Tensor | None = None,
-        visible: tuple[Tensor, Tensor] | None = None,
+        visible: Visible = None,
     ) -> Tensor:
         """Hidden vectors `[X, h * w, C]` of the frames `horizons` steps after the contexts.
 
@@ -368,6 +238,31 @@ class PerceiverTokenPredictor(nn.Module):
         steps: int = 8,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Continue clips by `num_frames` frames `[B, num_frames, C, H, W]`; see `perceiver_obs.generation`."""
+        """Continue clips `[B, T, C, H, W]` by `num_frames` frames, each fed back before the next.
+
+        The window slides along, so any number of frames can follow, also past `sequence_length`.
+
+        Args:
+            mode: how the tokens of one frame are drawn: "autoregressive" all at once, given the frames so far;
+                "maskgit" in `steps` rounds, surest first, each round given what is already drawn
+                (Chang et al. 2022, arXiv:2202.04200).
+            actions: `[B, T + num_frames, A]`, the action that led or leads to each frame.
+            temperature, top_k, top_p: see `Sampling`.
+            steps: rounds a frame for "maskgit".
+            condition: `[B, condition_dim]`.
+
+        Returns:
+            the new frames `[B, num_frames, C, H, W]`, in [0, 1].
+
+        Raises:
+            ValueError: an unknown mode, or a count, shape or sampling setting out of range.
+        """
         sampling = Sampling(temperature, top_k, top_p)
-        return generate(self, videos, num_frames, mode, actions, sampling, steps, condition)
+        condition = self.check_condition(condition, len(videos))
+
+        def draw(contexts: Tensor, last: Tensor, action: Tensor | None, visible: Visible) -> tuple[Tensor, Tensor]:
+            one_ahead = torch.ones(len(last), dtype=torch.long, device=last.device)
+            hidden = self.predict(contexts, last, one_ahead, action, condition, visible)
+            return self.head.sample(hidden, self.tokenizer.quantizer, sampling)
+
+        return generate(self, draw, videos, num_frames, mode, actions, steps)

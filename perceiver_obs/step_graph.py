@@ -128,12 +128,7 @@ def _weights(layer: Any) -> tuple[Array, Array]:
 
 
 def _inputs_of_a_frame(model: CausalPerceiverIO) -> int:
-    if (reader := model.predictor.frame_adapter) is not None:
-        return len(reader.which) + (model.predictor.action_adapter is not None)
-    _, _, height, width = model.video_shape
-    tokens = (height // model.tokenizer.downsample) * (width // model.tokenizer.downsample)
-    of_frame = model.predictor.token_adapter.inputs_per_frame or tokens
-    return of_frame + (model.predictor.action_adapter is not None)
+    return model.init_state(1).reader.keys_values.shape[2]
 
 
 def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
@@ -144,7 +139,7 @@ def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
     assert adapter.project is not None
     features, to_vectors, vector_bias = _code_vectors(graph, model)  # the standardised code vectors' linear map
     weights, bias = _weights(adapter.project.conv)
-    steps, channels, places = adapter.project.time_kernel - 1, adapter.channels, vector_bias.shape[1]
+    steps, channels, num_tokens = adapter.time_kernel - 1, adapter.channels, vector_bias.shape[1]
     code_dim = len(to_vectors)
     if adapter.inputs_per_frame is None:
         _, _, height, width = model.video_shape
@@ -152,28 +147,28 @@ def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
         position = _array(adapter.positions(height // downsample, width // downsample)).T + bias[:, None]
         if steps:
             vectors = graph("Add", graph("MatMul", to_vectors, features), vector_bias)
-            vectors = graph.remember(vectors, 1, code_dim, steps, (code_dim, places))
+            vectors = graph.remember(vectors, 1, code_dim, steps, (code_dim, num_tokens))
             tokens = graph("Add", graph("MatMul", weights, vectors), position)
         else:
             tokens = graph("Add", graph("MatMul", weights @ to_vectors, features), weights @ vector_bias + position)
-        tokens = graph.reshape(graph("Transpose", tokens, perm=[0, 2, 1]), 0, places * channels)
+        tokens = graph.reshape(graph("Transpose", tokens, perm=[0, 2, 1]), 0, num_tokens * channels)
         return _with_action(graph, tokens, model)
 
     if adapter.keypoints is None:
         vectors = graph("Add", graph("MatMul", to_vectors, features), vector_bias)
-        summary, width = graph.reshape(vectors, 0, code_dim * places), code_dim * places
-        # Weights are of places, then channels; the vectors lie here the other way round.
-        weights = weights.reshape(len(weights), -1, places, code_dim).swapaxes(2, 3).reshape(len(weights), -1)
+        summary, width = graph.reshape(vectors, 0, code_dim * num_tokens), code_dim * num_tokens
+        # Weights are of tokens, then channels; the vectors lie here the other way round.
+        weights = weights.reshape(len(weights), -1, num_tokens, code_dim).swapaxes(2, 3).reshape(len(weights), -1)
     else:
-        points = adapter.keypoints
-        number, width = points.look.out_features, 2 * points.look.out_features
-        look, look_bias = (np.concatenate(both) for both in zip(_weights(points.look), _weights(points.offset)))
-        places_of_points = np.zeros((3, number, places))
-        places_of_points[1:] += _array(points.places)[:, :, 0].T[:, None]
-        bias_of_points = (look @ vector_bias + look_bias[:, None]).reshape(3, number, places) + places_of_points
-        found = graph.reshape(graph("MatMul", look @ to_vectors, features), 0, 3, number, places)
-        logits, where = graph("Split", graph("Add", found, bias_of_points), np.array([1, 2]), outputs=2, axis=1)
-        weighted = graph("Mul", graph("Softmax", logits, axis=-1), where)
+        keypoints = adapter.keypoints
+        number, width = keypoints.look.out_features, 2 * keypoints.look.out_features
+        # One map gives logits, columns and rows.
+        maps, bias_of_maps = (np.concatenate(both) for both in zip(_weights(keypoints.look), _weights(keypoints.offset)))
+        constants = (maps @ vector_bias + bias_of_maps[:, None]).reshape(3, number, num_tokens)
+        constants[1:] += _array(keypoints.coordinates)[:, :, 0].T[:, None]
+        mapped = graph.reshape(graph("MatMul", maps @ to_vectors, features), 0, 3, number, num_tokens)
+        logits, coordinates = graph("Split", graph("Add", mapped, constants), np.array([1, 2]), outputs=2, axis=1)
+        weighted = graph("Mul", graph("Softmax", logits, axis=-1), coordinates)
         summary = graph.reshape(graph("ReduceSum", weighted, np.array([-1]), keepdims=0), 0, width)
     summary = graph.remember(summary, 1, width, steps, (width,))
     return _with_action(graph, graph.linear(summary, weights, bias), model)
@@ -192,20 +187,20 @@ def _with_action(graph: _Graph, inputs: str, model: CausalPerceiverIO) -> str:
 
 def _read_frames(graph: _Graph, model: CausalPerceiverIO) -> str:
     """Inputs `[B, P * C]` by the Perceiver's own convolutions."""
-    reader, (channels, height, width) = model.predictor.frame_adapter, model.video_shape[1:]
-    assert reader is not None
+    adapter, (channels, height, width) = model.predictor.frame_adapter, model.video_shape[1:]
+    assert adapter is not None
     x, scale = graph("Sub", _pixels(graph, model), np.array(127.5)), 2 / 255
-    for layer in reader.convolutions:
+    for layer in adapter.convolutions:
         if isinstance(layer, nn.Conv2d):
             x, (channels, height, width) = _conv2d(graph, x, layer, (channels, height, width), scale)
             scale = 1.0
         else:
             x = graph("Gelu", x)
-    norm, project = reader.project
+    norm, project = adapter.project
     assert isinstance(norm, nn.LayerNorm)
     features = graph.norm(graph.reshape(x, 0, channels * height * width), norm)
     weights, bias = _weights(project)
-    return graph.linear(features, weights, bias + _array(reader.which).reshape(-1))
+    return graph.linear(features, weights, bias + _array(adapter.which).reshape(-1))
 
 
 def _pixels(graph: _Graph, model: CausalPerceiverIO) -> str:
@@ -328,13 +323,13 @@ def _contexts(graph: _Graph, model: CausalPerceiverIO, latents: str) -> str:
     if not merged:
         weight, bias = _weights(to_context)
         contexts = graph.linear(contexts, weight / scale[:, None], (bias - mean) / scale)
-    spans, slowest, width = model.timescales, max(model.timescales), len(mean)
-    if slowest == 1:
+    spans, before, width = model.timescales.spans, model.timescales.before, len(mean)
+    if not before:
         return contexts if len(spans) == 1 else graph("Concat", *[contexts] * len(spans), axis=1)
-    recent = graph.remember(graph.reshape(contexts, 0, 1, width), 1, 1, slowest - 1, (1, width))
-    counts = np.minimum(np.arange(1, slowest + 1)[:, None], spans)  # of frames that exist, after so many
-    means = (np.arange(slowest) >= slowest - counts[..., None]) / counts[..., None]
-    averaged = graph("MatMul", graph("Gather", means, _seen(graph, slowest - 1)), recent)
+    recent = graph.remember(graph.reshape(contexts, 0, 1, width), 1, 1, before, (1, width))
+    counts = np.minimum(np.arange(1, before + 2)[:, None], spans)  # of frames that exist, after so many
+    means = (np.arange(before + 1) > before - counts[..., None]) / counts[..., None]
+    averaged = graph("MatMul", graph("Gather", means, _seen(graph, before)), recent)
     return graph.reshape(averaged, 0, width * len(spans))
 
 

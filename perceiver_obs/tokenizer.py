@@ -1,6 +1,6 @@
 """Video to discrete tokens and back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -168,9 +168,7 @@ class VQPTTokenizer(nn.Module, Pretrained):
         """Code vectors `[B, T, h, w, code_dim]` before quantisation; differentiable."""
         return self._encode(self.check(video))[0]
 
-    def stream_vectors(
-        self, video: Tensor, past: Sequence[Tensor] | None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Past]:
+    def stream_vectors(self, video: Tensor, past: Past | None, valid: Tensor | None = None) -> tuple[Tensor, Past]:
         """`encode_vectors` for the next frames of running episodes, given and returning the convolutions' past."""
         if self.temporal_downsample:
             raise ValueError("temporal_downsample halves the frame rate of the tokens and cannot be streamed")
@@ -218,9 +216,7 @@ class VQPTTokenizer(nn.Module, Pretrained):
             self.quantizer.train(was_training)
         return float(torch.stack(distances).mean())
 
-    def _encode(
-        self, video: Tensor, past: Sequence[Tensor] | None = None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Past]:
+    def _encode(self, video: Tensor, past: Past | None = None, valid: Tensor | None = None) -> tuple[Tensor, Past]:
         features, new_past = self.encoder(video, past, valid)
         return rearrange(self.halve_time(features), "b t c h w -> b t h w c"), new_past
 

@@ -123,7 +123,7 @@ def wrap(model):
 def test_a_replaced_model_is_named_by_the_space(models):
     one, other = models
     for shell in (PerceiverContextWrapper(DrawnEnv(), one), make_vec(one)):
-        shell.encoder.adopt(other)
+        shell.encoder.set_model(other)
         assert shell.observation_space.fingerprint == other.fingerprint
 
 

@@ -118,7 +118,7 @@ def first_context(model: CausalPerceiverIO, frame: np.ndarray) -> np.ndarray:
 def test_an_adopted_model_computes_by_its_own_weights(action_model):
     encoder = ContextEncoder(action_model, device="cpu")
     other = tiny_model(action_dim=6, seed=4)
-    encoder.adopt(other)
+    encoder.set_model(other)
     assert encoder.backend == "onnx"
     np.testing.assert_allclose(encoder.push(flat_frame(9)), first_context(other, flat_frame(9)), atol=1e-5)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_where_onnx_runtime_cannot_pytorch_steps_in_with_one_warning(monkeypatch
     encoder = ContextEncoder(tiny_model(), device="cpu")
     (line,) = warned()
     assert "needs onnxruntime: pip install onnx onnxruntime" in line
-    encoder.adopt(tiny_model(seed=4))
+    encoder.set_model(tiny_model(seed=4))
     assert not warned(), "once is enough"
     np.testing.assert_allclose(encoder.push(flat_frame(9)), first_context(tiny_model(seed=4), flat_frame(9)), atol=1e-6)
     ContextEncoder(tiny_model(), device="cpu", backend="torch")

@@ -258,7 +258,7 @@ class AdaptContext(BaseCallback):
         """Puts the Perceiver into the environments; the running episodes of the policy's go on under it."""
         assert self._venv is not None
         for venv in (self._venv, *self._followers):
-            venv.encoder.adopt(self._adaptation.model)
+            venv.encoder.set_model(self._adaptation.model)
         renew_fingerprints(self.model, self._venv.encoder.fingerprint)
         self._catch_up()
 

@@ -57,14 +57,11 @@ def check_horizon(model: CausalPerceiverIO, horizon: int) -> None:
 
 def _contexts_and_codes(model: CausalPerceiverIO, video: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
     """Contexts `[T, D]` as the predictor reads them, not normalised, and looked-up codes `[T, h, w, code_dim]`."""
-    past, observed_past, state = None, None, model.predictor.init_state(1)
+    past, state = None, model.predictor.init_state(1, video.shape[-2:])
     contexts, codes = [], []
     for start in range(0, video.shape[1], FRAMES_AT_ONCE):
         span = slice(start, start + FRAMES_AT_ONCE)
-        observed, observed_past = model.predictor.observe(video[:, span], observed_past)
-        raw, following = model.predictor.encode(observed, None if actions is None else actions[:, span], state)
-        assert following is not None
-        state = following
+        raw, state = model.predictor.advance(video[:, span], state, None if actions is None else actions[:, span])
         contexts.append(raw[0])
         vectors, past = model.tokenizer.stream_vectors(video[:, span], past)
         codes.append(model.tokenizer.quantize(vectors)[0][0])

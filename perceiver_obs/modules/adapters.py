@@ -28,7 +28,7 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
 
 
 class TokenAdapter(nn.Module):
-    """Code vectors to Perceiver inputs: centre, scale, project, tell where they lie.
+    """Code vectors to Perceiver inputs: centre, scale, project, add positions.
 
     A scene's background hardly changes; centring every position by its own mean lets the few tokens that move
     stand out. `set_statistics` fits mean and scale on data; they are saved with the weights.
@@ -60,6 +60,7 @@ class TokenAdapter(nn.Module):
         if keypoints is not None and (not inputs_per_frame or not 1 <= keypoints <= MAX_KEYPOINTS):
             raise ValueError(f"keypoints must lie in 1 to {MAX_KEYPOINTS} and need inputs_per_frame, got {keypoints}")
         self.channels = channels
+        self.time_kernel = time_kernel
         self.inputs_per_frame = inputs_per_frame
         self.keypoints = None if keypoints is None or grid is None else Keypoints(code_dim, keypoints, grid)
         self.register_buffer("mean", torch.zeros(*(grid or (1, 1)), code_dim))
@@ -71,13 +72,24 @@ class TokenAdapter(nn.Module):
             width = grid[0] * grid[1] * code_dim if keypoints is None else 2 * keypoints
             self.project = CausalConv(width, inputs_per_frame * channels, 1, time_kernel=time_kernel)
             assert self.project.conv.bias is not None
-            nn.init.normal_(self.project.conv.bias, std=0.5)  # tells the inputs apart, as positions tell tokens
+            nn.init.normal_(self.project.conv.bias, std=0.5)  # distinguishes inputs, as positions do tokens
         self.position = nn.Linear(channels, channels)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """`mean` `[h, w, code_dim]` or `[code_dim]`, `std` `[code_dim]`, of the training frames' code vectors."""
         self.mean.copy_(mean if self.mean.shape[:2] != (1, 1) or mean.ndim == 1 else mean.mean((0, 1)))
         self.scale.copy_(std.clamp_min(1e-4))
+
+    def num_inputs(self, grid: Sequence[int]) -> int:
+        """Inputs of a frame of `(h, w)` tokens."""
+        return grid[0] * grid[1] if self.inputs_per_frame is None else self.inputs_per_frame
+
+    def init_past(self, batch_size: int, grid: Sequence[int]) -> Tensor | None:
+        """The past of `batch_size` episodes that have not begun, of frames of `(h, w)` tokens."""
+        if self.project is None or self.time_kernel == 1:
+            return None
+        height, width = grid if self.inputs_per_frame is None else (1, 1)
+        return self.project.init_past(batch_size, height, width)
 
     def standardize(self, vectors: Tensor) -> Tensor:
         return (vectors - self.mean) / self.scale
@@ -103,26 +115,26 @@ class TokenAdapter(nn.Module):
 
 
 class Keypoints(nn.Module):
-    """Where in a frame something is: coordinates of learned points, by spatial softmax.
+    """Spatial softmax keypoints: coordinates of what each of them has learned to find in a frame.
 
-    Each point looks for what it stands for at all places of the grid and gives the mean place, as in Levine et al.
-    2016 (arXiv:1504.00702), and with it an offset that the code vectors there tell, for parts of a token's side.
-    What moves evenly moves these evenly, where a map of the whole grid changes crookedly.
+    Each keypoint gives every token a logit, and its coordinates are the mean under their softmax, as in Levine et al.
+    2016 (arXiv:1504.00702), with an offset that a linear map reads from the code vectors, for fractions of a token.
+    Coordinates follow motion linearly, where a map of the whole grid is nonlinear in it.
 
     Args:
         code_dim: width of the code vectors.
-        number: of points.
+        number: of keypoints.
         grid: `(h, w)`, tokens of a frame.
     """
 
-    places: Tensor
+    coordinates: Tensor
 
     def __init__(self, code_dim: int, number: int, grid: tuple[int, int]):
         super().__init__()
         rows, columns = (torch.linspace(-2, 2, length) for length in grid)
-        places = torch.stack([columns.expand(grid), rows[:, None].expand(grid)], dim=-1)
-        self.register_buffer("places", places.flatten(0, 1)[..., None], persistent=False)
-        self.look = nn.Linear(code_dim, number)
+        coordinates = torch.stack([columns.expand(grid), rows[:, None].expand(grid)], dim=-1)
+        self.register_buffer("coordinates", coordinates.flatten(0, 1)[..., None], persistent=False)
+        self.look = nn.Linear(code_dim, number)  # gives the logits; named as in saved weights
         self.offset = nn.Linear(code_dim, 2 * number)
         nn.init.normal_(self.look.weight, std=0.5)
         nn.init.normal_(self.offset.weight, std=0.04)
@@ -132,7 +144,7 @@ class Keypoints(nn.Module):
         vectors = vectors.flatten(2, 3)
         weights = self.look(vectors).softmax(dim=2)
         offsets = rearrange(self.offset(vectors), "b t p (xy n) -> b t p xy n", xy=2)
-        return (weights[..., None, :] * (self.places + offsets)).sum(dim=2).flatten(2)
+        return (weights[..., None, :] * (self.coordinates + offsets)).sum(dim=2).flatten(2)
 
 
 class ActionAdapter(nn.Module):

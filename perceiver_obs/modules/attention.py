@@ -27,7 +27,7 @@ class MLP(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries `[B, N, C]` over keys and values `[B, M, C]` made by `keys_values`."""
+    """Multi-head attention of queries `[B, N, C]` over keys and values `[B, M, 2C]` made by `to_keys_values`."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -39,15 +39,11 @@ class Attention(nn.Module):
         self.to_keys_values = nn.Linear(channels, 2 * channels)
         self.out = nn.Linear(channels, channels)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[..., C]` of inputs `[..., C]`."""
-        keys, values = self.to_keys_values(x).chunk(2, dim=-1)
-        return keys, values
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` broadcasts to `[B, heads, N, M]`: a float bias, or bools that are True where to attend."""
         queries, keys, values = (
-            rearrange(t, "b n (h d) -> b h n d", h=self.num_heads) for t in (self.queries(self.norm(x)), keys, values)
+            rearrange(t, "b n (h d) -> b h n d", h=self.num_heads)
+            for t in (self.queries(self.norm(x)), *keys_values.chunk(2, dim=-1))
         )
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.out(rearrange(attended, "b h n d -> b n (h d)"))
@@ -63,8 +59,8 @@ class SelfAttentionBlock(nn.Module):
         self.mlp = MLP(channels, widening_factor, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        keys, values = self.attention.keys_values(self.attention.norm(x))
-        x = x + self.dropout(self.attention(x, keys, values))
+        keys_values = self.attention.to_keys_values(self.attention.norm(x))
+        x = x + self.dropout(self.attention(x, keys_values))
         return x + self.mlp(x)
 
 
@@ -79,6 +75,6 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = MLP(channels, widening_factor, dropout)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        keys, values = self.attention.keys_values(self.memory_norm(memory))
-        x = x + self.dropout(self.attention(x, keys, values, mask))
+        keys_values = self.attention.to_keys_values(self.memory_norm(memory))
+        x = x + self.dropout(self.attention(x, keys_values, mask))
         return x + self.mlp(x)

@@ -37,6 +37,10 @@ class CausalConv(nn.Module):
         self.in_channels = in_channels
         self.conv = nn.Conv2d(in_channels * time_kernel, out_channels, kernel, stride=stride, padding=padding)
 
+    def init_past(self, batch_size: int, height: int, width: int) -> Tensor:
+        """Zeros `[B, time_kernel - 1, C, H, W]`: no frame has happened."""
+        return self.conv.weight.new_zeros(batch_size, self.time_kernel - 1, self.in_channels, height, width)
+
     def forward(
         self, x: Tensor, past: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -97,9 +101,7 @@ class _CausalStack(nn.Module):
         """How many frames before the current one the output depends on."""
         return sum(conv.time_kernel - 1 for conv in self._temporal())
 
-    def forward(
-        self, x: Tensor, past: Sequence[Tensor] | None = None, valid: Tensor | None = None
-    ) -> tuple[Tensor, Past]:
+    def forward(self, x: Tensor, past: Past | None = None, valid: Tensor | None = None) -> tuple[Tensor, Past]:
         pending = iter(past) if past is not None else None
         new_past = []
         for layer in self.layers:
@@ -132,9 +134,20 @@ class CausalEncoder(_CausalStack):
         layers += [FrameNorm(channels), nn.SiLU(), CausalConv(channels, out_channels, 1)]
         self.layers = nn.ModuleList(layers)
 
+    def init_past(self, batch_size: int, frame_size: Sequence[int]) -> Past:
+        """The past of `batch_size` episodes that have not begun, of frames of `(H, W)` pixels."""
+        height, width = frame_size
+        past: list[Tensor] = []
+        for layer in self.layers:
+            if isinstance(layer, CausalConv):
+                height, width = height // layer.conv.stride[0], width // layer.conv.stride[1]
+            elif isinstance(layer, ResidualBlock) and layer.conv1.time_kernel > 1:
+                past.append(layer.conv1.init_past(batch_size, height, width))
+        return tuple(past)
+
 
 class CausalDecoder(_CausalStack):
-    """Feature maps to frames: the encoder's mirror image, enlarging by pixel shuffle."""
+    """Feature maps to frames: the encoder's mirror image, by pixel shuffle (Shi et al. 2016, arXiv:1609.05158)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, strides: Sequence[int], base_channels: int, time_kernel: int
@@ -149,21 +162,10 @@ class CausalDecoder(_CausalStack):
                 FrameNorm(channels),
                 nn.SiLU(),
                 CausalConv(channels, stride**2 * width, 3, padding=1),
-                Enlarge(stride),
+                nn.PixelShuffle(stride),
             ]
             channels = width
         self.layers = nn.ModuleList(layers)
-
-
-class Enlarge(nn.Module):
-    """`factor` times the height and width from `factor`² times the channels."""
-
-    def __init__(self, factor: int):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (c i j) h w -> b t c (h i) (w j)", i=self.factor, j=self.factor)
 
 
 class TemporalDownsample(nn.Module):

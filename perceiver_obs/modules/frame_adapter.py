@@ -13,7 +13,7 @@ STEM_STRIDE, STRIDE = 4, 2
 class FrameAdapter(nn.Module):
     """Frames to Perceiver inputs, trained end to end with the contexts.
 
-    Tokens are made to draw frames again; what a policy needs of a frame may be finer than a token. The first
+    Tokens are made for reconstruction; what a policy needs of a frame may be finer than a token. The first
     convolution reduces the size four times, as most of the work of three halvings would lie in the first two.
 
     Args:
@@ -40,10 +40,14 @@ class FrameAdapter(nn.Module):
             nn.Conv2d(CHANNELS, SUMMARY_CHANNELS, 1),
         )
         self.project = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, inputs_per_frame * channels))
-        self.which = nn.Parameter(torch.randn(inputs_per_frame, channels) * 0.5)  # tells the inputs apart
+        self.which = nn.Parameter(torch.randn(inputs_per_frame, channels) * 0.5)  # distinguishes inputs
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.which)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Inputs `[B, T, inputs_per_frame, channels]` of frames `[B, T, C, H, W]`, nominally in [0, 1]."""
         features = self.convolutions(2 * frames.flatten(0, 1) - 1).flatten(1)
-        inputs = rearrange(self.project(features), "(b t) (p c) -> b t p c", b=len(frames), p=len(self.which))
+        inputs = rearrange(self.project(features), "(b t) (p c) -> b t p c", b=len(frames), p=self.num_inputs)
         return inputs + self.which

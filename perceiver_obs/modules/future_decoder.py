@@ -12,8 +12,8 @@ from perceiver_obs.modules.sampling import Sampling
 class FutureDecoder(nn.Module):
     """One query for each position of a frame reads the context, the actions in between and a condition.
 
-    A query starts from the context's own frame at its position, so that looks need no predicting and the context
-    is asked for what moves. It is expanded to `num_memory_vectors` vectors for the queries to attend to.
+    A query starts from the context's own frame at its position, so that appearance need not be predicted and the
+    context is asked for what moves. It is expanded to `num_memory_vectors` vectors for the queries to attend to.
     """
 
     def __init__(

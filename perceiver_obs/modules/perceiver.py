@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_obs.modules.attention import MLP, Attention, CrossAttentionBlock, SelfAttentionBlock, TrainingDropout
-from perceiver_obs.modules.frame_memory import FrameMemory
 
 
 class CausalPerceiverEncoder(nn.Module):
@@ -51,57 +50,50 @@ class CausalPerceiverEncoder(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        memory: FrameMemory | None = None,
-        valid: Tensor | None = None,
+        past: Tensor | None = None,
+        exists: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> tuple[Tensor, FrameMemory | None]:
-        """Latents `[B, T, N, C]` of inputs `[B, T, P, C]`, P inputs a frame.
+    ) -> tuple[Tensor, Tensor]:
+        """Latents `[B, T, N, C]` of inputs `[B, T, P, C]`, P inputs a frame, and the past to go on from.
 
         Args:
-            memory: the frames before, for streaming; None reads the clip alone, with gradients.
-            valid: bool `[B, T]`, frames that exist (without memory only). The latents of the others mean nothing.
+            past: keys and values `[B, window - 1, P, 2C]` of the frames before, for streaming. None reads the clip
+                alone, and returns no past.
+            exists: bool `[B, S]`, which of the S frames exist: those of the past, if given, and these. The latents
+                of the others mean nothing.
             only: int64 `[A]`, frames to compute latents of, instead of all T.
         """
         frames = inputs.shape[1]
-        keys, values = self.keys_values(inputs)
-        if memory is not None:
-            memory, keys, values, valid = memory.append(keys, values)
-        return self.attend(keys, values, frames, None if valid is None else valid.to(inputs.device), only), memory
-
-    def keys_values(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, T, P, C]` of inputs `[B, T, P, C]`, what a memory holds."""
         # Binds what a token is to where it is: attention alone averages over the two separately.
         inputs = inputs + self.input_mlp(inputs)
-        return self.cross_attention.keys_values(self.input_norm(inputs))
+        keys_values = self.cross_attention.to_keys_values(self.input_norm(inputs))
+        if past is not None:
+            keys_values = torch.cat([past, keys_values], dim=1)
+        return self._attend(keys_values, frames, exists, only), keys_values[:, frames:]
 
-    def attend(
-        self, keys: Tensor, values: Tensor, frames: int, valid: Tensor | None = None, only: Tensor | None = None
-    ) -> Tensor:
-        """Latents `[B, frames, N, C]` of the last `frames` of S frames, whose keys and values are `[B, S, P, C]`.
-
-        `valid` `[B, S]` marks those that exist; `only` is as in `forward`.
-        """
-        batch, total, per_frame, _ = keys.shape
-        mask = self._mask(frames, total, valid)
+    def _attend(self, keys_values: Tensor, frames: int, exists: Tensor | None, only: Tensor | None) -> Tensor:
+        """Latents of the last `frames` of S frames, whose keys and values are `[B, S, P, 2C]`."""
+        batch, total, per_frame, _ = keys_values.shape
+        mask = self._mask(frames, total, exists)
         if only is not None:
             mask, frames = mask[:, :, only], len(only)
         mask = mask[..., None].expand(*mask.shape, per_frame).flatten(-2)
         latents = self.latents.expand(batch, frames, -1, -1).flatten(1, 2)
-        attended = self.cross_attention(latents, keys.flatten(1, 2), values.flatten(1, 2), mask.flatten(2, 3))
+        attended = self.cross_attention(latents, keys_values.flatten(1, 2), mask.flatten(2, 3))
         latents = latents + self.dropout(attended)
         latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
         return self.norm(self.blocks(latents)).unflatten(0, (batch, frames))
 
-    def _mask(self, frames: int, total: int, valid: Tensor | None) -> Tensor:
+    def _mask(self, frames: int, total: int, exists: Tensor | None) -> Tensor:
         """Attention bias `[1 or B, heads, T, N, S]` of the last T of S frames towards all of them."""
         position = torch.arange(total, device=self.age_bias.device)
         age = position[total - frames :, None] - position
         in_window = (age >= 0) & (age < self.window)
         bias = self.age_bias[:, :, age.clamp(0, self.window - 1)].transpose(1, 2)[None]
         visible = in_window[None]
-        if valid is not None:
+        if exists is not None:
             # A frame always sees itself: a softmax over nothing would be NaN.
-            visible = in_window & (valid[:, None, :] | (age == 0))
+            visible = in_window & (exists[:, None, :] | (age == 0))
         return bias.masked_fill(~visible[:, None, :, None, :], float("-inf"))
 
 

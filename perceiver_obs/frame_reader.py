@@ -1,0 +1,188 @@
+"""Frames to contexts: one vector per frame, for clips and for running episodes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
+from perceiver_obs.modules.causal_conv import Past
+from perceiver_obs.modules.frame_adapter import FrameAdapter
+from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
+from perceiver_obs.modules.streaming import StreamingState, existing
+from perceiver_obs.tokenizer import VQPTTokenizer
+
+
+@dataclass(frozen=True)
+class ReaderState(StreamingState):
+    """What reading carries from frame to frame.
+
+    Attributes:
+        seen: int64 `[B]`, frames since each row's episode began.
+        convolutions: last inputs of the tokenizer's temporal convolutions.
+        adapter: last inputs of the token adapter, for `token_time_kernel > 1`.
+        keys_values: `[B, sequence_length - 1, P, 2C]` of the Perceiver's inputs.
+    """
+
+    seen: Tensor
+    convolutions: Past
+    adapter: Tensor | None
+    keys_values: Tensor
+
+
+class FrameReader(nn.Module):
+    """A causal Perceiver that reads frames; the mean of a frame's latents is its context.
+
+    The code vectors of frame t (continuous for real frames, looked up for generated ones), or the frame itself, and
+    the action that led to it enter the window of the last `sequence_length` frames, and latents attend to it.
+
+    Args: see `PerceiverTokenPredictor`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQPTTokenizer,
+        num_latents: int,
+        num_latent_channels: int,
+        num_heads: int,
+        num_self_attention_layers: int,
+        widening_factor: int,
+        dropout: float,
+        sequence_length: int,
+        action_dim: int | None,
+        context_dim: int | None,
+        grid: tuple[int, int] | None,
+        token_time_kernel: int,
+        inputs_per_frame: int | None,
+        keypoints: int | None,
+        frame_shape: Sequence[int] | None,
+    ):
+        super().__init__()
+        for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
+            if not 1 <= value <= 8192:
+                raise ValueError(f"{name} must lie in 1 to 8192, got {value}")
+        if tokenizer.temporal_downsample:
+            raise ValueError("contexts need tokens of every frame: a tokenizer without temporal_downsample")
+        channels = num_latent_channels
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.action_dim = action_dim
+        self.frame_adapter = None
+        if frame_shape is not None:
+            if not inputs_per_frame or keypoints is not None or token_time_kernel != 1:
+                raise ValueError(
+                    "reading frames needs inputs_per_frame of 1 or more, no keypoints and token_time_kernel=1, got "
+                    f"{inputs_per_frame}, {keypoints} and {token_time_kernel}"
+                )
+            self.frame_adapter = FrameAdapter(frame_shape, channels, inputs_per_frame)
+            inputs_per_frame = 0
+        self.token_adapter = TokenAdapter(
+            tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, keypoints
+        )
+        self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
+        self.encoder = CausalPerceiverEncoder(
+            num_latents,
+            channels,
+            sequence_length,
+            num_heads,
+            num_heads,
+            num_self_attention_layers,
+            widening_factor,
+            dropout,
+        )
+        self.to_context = nn.Identity() if context_dim is None else nn.Linear(channels, context_dim)
+        self.context_dim = context_dim or channels
+
+    @property
+    def receptive_field(self) -> int:
+        """Frames that a context depends on, its own included."""
+        if self.frame_adapter is not None:
+            return self.sequence_length
+        return self.sequence_length + self.token_adapter.time_kernel - 1 + self.tokenizer.lookback
+
+    def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
+        self.token_adapter.set_statistics(mean, std)
+
+    def init_state(self, batch_size: int, frame_size: Sequence[int]) -> ReaderState:
+        """The state of `batch_size` episodes that have not begun, of frames of `(H, W)` pixels."""
+        latents = self.encoder.latents
+        grid = [size // self.tokenizer.downsample for size in frame_size]
+        if self.frame_adapter is not None:
+            convolutions, adapter, num_inputs = (), None, self.frame_adapter.num_inputs
+        else:
+            convolutions = self.tokenizer.encoder.init_past(batch_size, frame_size)
+            adapter = self.token_adapter.init_past(batch_size, grid)
+            num_inputs = self.token_adapter.num_inputs(grid)
+        num_inputs += self.action_adapter is not None
+        keys_values = latents.new_zeros(batch_size, self.sequence_length - 1, num_inputs, 2 * latents.shape[1])
+        seen = torch.zeros(batch_size, dtype=torch.long, device=latents.device)
+        return ReaderState(seen, convolutions, adapter, keys_values)
+
+    def advance(self, videos: Tensor, state: ReaderState, actions: Tensor | None = None) -> tuple[Tensor, ReaderState]:
+        """Contexts `[B, T, D]` of the next T frames `[B, T, C, H, W]` of running episodes, and the state after them.
+
+        Args:
+            actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
+        """
+        observed, convolutions = self.observe(videos, state.convolutions)
+        contexts, following = self.encode(observed, actions, state)
+        assert following is not None
+        return contexts, replace(following, convolutions=convolutions)
+
+    def observe(self, videos: Tensor, past: Past | None = None, valid: Tensor | None = None) -> tuple[Tensor, Past]:
+        """What `encode` takes of the next frames `[B, T, C, H, W]`, and the convolutions' past to go on from.
+
+        Code vectors `[B, T, h, w, code_dim]`, or where the Perceiver reads frames these as floats.
+        """
+        if self.frame_adapter is not None:
+            return self.tokenizer.check(videos), ()
+        return self.tokenizer.stream_vectors(videos, past, valid)
+
+    def observe_codes(self, codes: Tensor) -> Tensor:
+        """What `encode` takes of the last of frames `[B, T, h, w, code_dim]` given as codes, `[B, 1, ...]`."""
+        if self.frame_adapter is None:
+            return codes[:, -1:]
+        return self.tokenizer.decode_vectors(codes[:, -1 - self.tokenizer.decoder.lookback :])[:, -1:].clamp(0, 1)
+
+    def encode(
+        self,
+        observed: Tensor,
+        actions: Tensor | None = None,
+        state: ReaderState | None = None,
+        valid: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> tuple[Tensor, ReaderState | None]:
+        """Contexts `[B, T, D]`, the mean of each frame's latents, of what `observe` gives for T frames.
+
+        Args:
+            actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
+            state: of the frames before, for streaming; None reads the clip alone, with gradients.
+            valid: bool `[B, T]`, frames that exist (without state only).
+            only: int64 `[A]`, frames to compute contexts of, instead of all T.
+        """
+        batch, frames = observed.shape[:2]
+        past, keys_values, exists = None, None, valid
+        if state is None:
+            seen = torch.zeros(batch, dtype=torch.long, device=observed.device)
+        else:
+            past, keys_values, seen = state.adapter, state.keys_values, state.seen
+            exists = existing(seen, self.sequence_length - 1, frames)
+        if self.frame_adapter is not None:
+            inputs = self.frame_adapter(observed)
+        else:
+            inputs, past = self.token_adapter(observed, past, valid)
+        if self.action_adapter is not None:
+            # An action led to every frame that another of its episode came before.
+            led = existing(seen, 1, frames) if valid is None else nn.functional.pad(valid, (1, 0), value=False)
+            if actions is not None:
+                actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
+            of_actions = self.action_adapter(actions, led[:, :-1].to(observed.device), (batch, frames))
+            inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
+        exists = None if exists is None else exists.to(observed.device)
+        latents, keys_values = self.encoder(inputs, keys_values, exists, only)
+        contexts = self.to_context(latents.mean(dim=2))
+        if state is None:
+            return contexts, None
+        return contexts, ReaderState(seen + frames, state.convolutions, past, keys_values)

@@ -27,14 +27,13 @@ KINDS = {
 PROFILED_STEPS = 50
 
 
-def graph_step(graph: nn.Module, shapes: list[tuple[int, ...]], action_dim: int, rows: int) -> Callable[[], object]:
+def graph_step(graph: nn.Module, model: CausalPerceiverIO, rows: int) -> Callable[[], object]:
     """A step on plain tensors, the state always that of a running episode."""
+    _, *carried = TensorStep(model).init_state(rows)
     arguments = (
         torch.randint(0, 256, (rows, 3, 64, 64), dtype=torch.uint8),
-        torch.zeros(rows, action_dim),
-        torch.ones(rows, dtype=torch.bool),
-        torch.full((rows,), 100),
-        [torch.zeros(rows, *shape) for shape in shapes],
+        torch.zeros(rows, model.action_dim or 0),
+        [torch.full((rows,), 100), *carried],
     )
 
     def step() -> None:
@@ -45,7 +44,7 @@ def graph_step(graph: nn.Module, shapes: list[tuple[int, ...]], action_dim: int,
 
 
 def onnx_step(model: CausalPerceiverIO, rows: int) -> Callable[[], object]:
-    runtime, frames = OnnxStep(model), random_frames(rows)
+    runtime, frames = OnnxStep(model), torch.from_numpy(random_frames(rows)).permute(0, 3, 1, 2)
     state = runtime.init_state(rows)
     return lambda: runtime.step(frames, state)
 
@@ -84,19 +83,18 @@ def main() -> None:
     torch.compiler.config.force_disable_caches = True  # how long it takes is among the figures
     model = CausalPerceiverIO.from_pretrained("dmc-small")
     graph, longer = TensorStep(model).eval(), with_window(model, LONG_WINDOW)
-    sizes = (graph.shapes, model.action_dim or 0)
     compiled = torch.compile(graph, dynamic=False)
     steps: dict[str, Callable[[], object]] = {}
     first_seconds = {}
     for rows in (1, ROWS):
         steps |= {
-            f"PyTorch, {rows}": graph_step(graph, *sizes, rows),
+            f"PyTorch, {rows}": graph_step(graph, model, rows),
             f"channels-last, {rows}": graph_step(
-                copy.deepcopy(graph).to(memory_format=torch.channels_last), *sizes, rows
+                copy.deepcopy(graph).to(memory_format=torch.channels_last), model, rows
             ),
-            f"bfloat16, {rows}": in_bfloat16(graph_step(graph, *sizes, rows)),
-            f"int8, {rows}": graph_step(quantized(graph), *sizes, rows),
-            f"torch.compile, {rows}": graph_step(compiled, *sizes, rows),
+            f"bfloat16, {rows}": in_bfloat16(graph_step(graph, model, rows)),
+            f"int8, {rows}": graph_step(quantized(graph), model, rows),
+            f"torch.compile, {rows}": graph_step(compiled, model, rows),
             f"ONNX Runtime, {rows}": onnx_step(model, rows),
         }
         first_seconds[str(rows)] = round(best_of(1, steps[f"torch.compile, {rows}"]), 1)

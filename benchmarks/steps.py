@@ -184,9 +184,9 @@ def held_memory(model: CausalPerceiverIO, steps: int) -> int:
     encoder, frames = ContextEncoder(model, 1, "cpu", "torch"), random_frames(1)
     for _ in range(steps):
         encoder.push(frames)
-    log = encoder._state.predictor.memory.log
-    assert log is not None
-    return log.keys.untyped_storage().nbytes() + log.values.untyped_storage().nbytes()
+    storages: dict[int, int] = {}
+    encoder._state.map_rows(lambda x: storages.update({x.data_ptr(): x.untyped_storage().nbytes()}) or x)
+    return sum(storages.values())
 
 
 def python_growth(model: CausalPerceiverIO) -> int:

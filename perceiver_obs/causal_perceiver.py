@@ -1,27 +1,23 @@
 """The whole model: video in, one context vector per frame out, offline or frame by frame."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceiver_obs.frame_reader import ReaderState
 from perceiver_obs.generation import GenerationMode
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.quantizer import QuantizerKind
-from perceiver_obs.modules.streaming import StreamingState, existing
+from perceiver_obs.modules.streaming import StreamingState
 from perceiver_obs.modules.timescales import Timescales
 from perceiver_obs.modules.video import check_tensor
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
-LATER_ARGUMENTS = {"reads": "tokens"}  # by what models without them do
 MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
 
 
@@ -70,6 +66,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     """
 
     FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {"temporal_downsample": False}
+    LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {"reads": "tokens"}
 
     context_mean: Tensor
     context_scale: Tensor
@@ -190,19 +187,6 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         sizes = preset(name)
         return cls(video_shape=(sizes.pop("sequence_length"), *frame_shape), **{**sizes, **changes})
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
-        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
-        # and one that they used to have counts on.
-        without = {"frame_contract"} | {name for name, old in LATER_ARGUMENTS.items() if self.config()[name] == old}
-        config = self.FORMER_ARGUMENTS | {k: v for k, v in self.config().items() if k not in without}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     def config(self) -> dict[str, Any]:
         return {**super().config(), "frame_contract": self.frame_contract}
 
@@ -225,9 +209,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(videos)
         observed, _ = self.predictor.observe(videos, None, valid)
         raw, _ = self.predictor.encode(observed, actions, valid=valid)
-        if valid is None:
-            valid = torch.ones(raw.shape[:2], dtype=torch.bool)
-        return self.timescales(self._normalize(raw), F.pad(valid, (self.timescales.before, 0), value=False))[0]
+        return self.timescales(self._normalize(raw), valid=valid)[0]
 
     def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
         """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
@@ -280,8 +262,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     ) -> tuple[Tensor, ContextState]:
         """Contexts `[B, T, context_dim]` of the next T frames, and the state after them: what every step computes."""
         raw, reader = self.predictor.advance(videos, state.reader, actions)
-        exists = existing(state.seen, self.timescales.before, videos.shape[1])
-        contexts, recent = self.timescales(self._normalize(raw), exists, state.recent)
+        contexts, recent = self.timescales(self._normalize(raw), state.recent, state.seen)
         return contexts, ContextState(reader, recent)
 
     def _normalize(self, raw: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Saving and loading: a directory with `config.json` and `model.safetensors`, never pickle."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -36,15 +37,31 @@ class Pretrained(PyTorchModelHubMixin):
 
     Attributes:
         FORMER_ARGUMENTS: that the constructor no longer takes, by the value that saved models may have for them.
+        LATER_ARGUMENTS: that it did not always take, by what models without them do.
         bundled_name: under which the weights ship in the package, None for all others.
     """
 
     FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
+    LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
     bundled_name: str | None = None
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, which `config.json` holds."""
         return dict(self._hub_mixin_config)  # type: ignore[arg-type]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and all weights: outputs of models of equal fingerprints mean the same."""
+        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
+        # and one that they used to have counts on.
+        config = self.FORMER_ARGUMENTS | self.config()
+        config = {k: v for k, v in config.items() if k != "frame_contract" and self.LATER_ARGUMENTS.get(k, ...) != v}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        assert isinstance(self, nn.Module)
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save_pretrained(  # type: ignore[override]  # the mixin's other options mean nothing here
         self, save_directory: str | Path, *, half_precision: bool = False, **push: Any

@@ -5,27 +5,16 @@ as constants, and linear maps in a row are merged. Weights are merged in float64
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto
+from torch import nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.modules.attention import MLP, Attention, SelfAttentionBlock
 from perceiver_obs.modules.causal_conv import CausalConv, FrameNorm, ResidualBlock
 from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
-
-OPSET, IR_VERSION = 20, 9
-CONTRIB = "com.microsoft"  # ONNX Runtime's own nodes: self-attention is one
-ROWS = "rows"
-END = np.iinfo(np.int64).max
-
-Array = NDArray[np.float64]
-Shape = tuple[int, ...]
+from perceiver_obs.onnx_graph import CONTRIB, Array, OnnxGraph, Shape, array, weights_of
 
 
 def step_graph(model: CausalPerceiverIO) -> tuple[bytes, list[Shape]]:
@@ -40,88 +29,11 @@ def step_graph(model: CausalPerceiverIO) -> tuple[bytes, list[Shape]]:
 
     Outputs: contexts `[B, context_dim]`, and the state's arrays after the step, in the order of the inputs.
     """
-    graph = _Graph()
+    graph = OnnxGraph()
     inputs = _inputs(graph, model)
     latents = _latents(graph, model.predictor.encoder, inputs, _inputs_of_a_frame(model))
     contexts = _contexts(graph, model, latents)
     return graph.serialise(contexts, model.context_dim), graph.state_shapes
-
-
-class _Graph:
-    """Nodes by their names; a constant may stand wherever a node's name may."""
-
-    def __init__(self) -> None:
-        self.state_shapes: list[Shape] = []
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
-        self._inputs: dict[str, onnx.ValueInfoProto] = {}
-        self._kept: list[str] = []
-
-    def input(self, name: str, kind: int, *shape: int) -> str:
-        """An input `[rows, *shape]`."""
-        self._inputs[name] = helper.make_tensor_value_info(name, kind, [ROWS, *shape])
-        return name
-
-    def __call__(self, kind: str, *inputs: "str | NDArray", outputs: int = 1, **attributes: Any) -> Any:
-        """A node; returns the name of its output, or their names where there are several."""
-        names = [self._constant(given) if isinstance(given, np.ndarray) else given for given in inputs]
-        results = [f"{kind}_{len(self._nodes)}_{number}" for number in range(outputs)]
-        self._nodes.append(helper.make_node(kind, names, results, **attributes))
-        return results[0] if outputs == 1 else results
-
-    def reshape(self, x: str, *shape: int) -> str:
-        """`shape` with its rows; 0 keeps an axis, -1 takes what is left."""
-        return self("Reshape", x, np.array(shape))
-
-    def linear(self, x: str, weights: Array, bias: Array) -> str:
-        """`[X, out]` of `[X, in]`, by weights `[out, in]` and bias `[out]`."""
-        return self("Gemm", x, weights.T, bias)
-
-    def norm(self, x: str, norm: nn.LayerNorm) -> str:
-        return self("LayerNormalization", x, *_weights(norm), epsilon=norm.eps)
-
-    def silu(self, x: str) -> str:
-        return self("Mul", x, self("Sigmoid", x))
-
-    def remember(self, new: str, axis: int, length: int, steps: int, shape: Sequence[int]) -> str:
-        """What the last `steps` steps brought and what this one brings, joined along an axis, oldest first.
-
-        Args:
-            length: entries of one step along the axis.
-            shape: what one step brings, without its rows.
-        """
-        if not steps:
-            return new
-        kept = tuple(steps * length if place == axis else size for place, size in enumerate(shape, start=1))
-        state = self.input(f"state_{len(self.state_shapes)}", TensorProto.FLOAT, *kept)
-        self.state_shapes.append(kept)
-        joined = self("Concat", state, new, axis=axis)
-        self._kept.append(self("Slice", joined, np.array([length]), np.array([END]), np.array([axis])))
-        return joined
-
-    def serialise(self, contexts: str, context_dim: int) -> bytes:
-        shapes = {contexts: (context_dim,), **dict(zip(self._kept, self.state_shapes))}
-        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [ROWS, *shape]) for n, shape in shapes.items()]
-        graph = helper.make_graph(self._nodes, "step", list(self._inputs.values()), outputs, self._constants)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()
-
-    def _constant(self, values: NDArray) -> str:
-        name = f"constant_{len(self._constants)}"
-        values = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
-        self._constants.append(numpy_helper.from_array(values, name))
-        return name
-
-
-def _array(tensor: Tensor | None) -> Array:
-    assert tensor is not None
-    return tensor.detach().cpu().numpy().astype(np.float64)
-
-
-def _weights(layer: Any) -> tuple[Array, Array]:
-    """Weight and bias of a linear map (also a convolution of one place, `[out, in]`), a convolution or a norm."""
-    weight, bias = _array(layer.weight), _array(layer.bias)
-    return (weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight), bias
 
 
 # ---- frames and actions to inputs of the Perceiver ----------------------------------------------------------------
@@ -131,20 +43,20 @@ def _inputs_of_a_frame(model: CausalPerceiverIO) -> int:
     return model.init_state(1).reader.keys_values.shape[2]
 
 
-def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
+def _inputs(graph: OnnxGraph, model: CausalPerceiverIO) -> str:
     """Inputs of the Perceiver, `[B * P, C]`."""
     if model.predictor.frame_adapter is not None:
         return _with_action(graph, _read_frames(graph, model), model)
     adapter = model.predictor.token_adapter
     assert adapter.project is not None
     features, to_vectors, vector_bias = _code_vectors(graph, model)  # the standardised code vectors' linear map
-    weights, bias = _weights(adapter.project.conv)
+    weights, bias = weights_of(adapter.project.conv)
     steps, channels, num_tokens = adapter.time_kernel - 1, adapter.channels, vector_bias.shape[1]
     code_dim = len(to_vectors)
     if adapter.inputs_per_frame is None:
         _, _, height, width = model.video_shape
         downsample = model.tokenizer.downsample
-        position = _array(adapter.positions(height // downsample, width // downsample)).T + bias[:, None]
+        position = array(adapter.positions(height // downsample, width // downsample)).T + bias[:, None]
         if steps:
             vectors = graph("Add", graph("MatMul", to_vectors, features), vector_bias)
             vectors = graph.remember(vectors, 1, code_dim, steps, (code_dim, num_tokens))
@@ -163,9 +75,10 @@ def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
         keypoints = adapter.keypoints
         number, width = keypoints.look.out_features, 2 * keypoints.look.out_features
         # One map gives logits, columns and rows.
-        maps, bias_of_maps = (np.concatenate(both) for both in zip(_weights(keypoints.look), _weights(keypoints.offset)))
+        both = zip(weights_of(keypoints.look), weights_of(keypoints.offset))
+        maps, bias_of_maps = (np.concatenate(pair) for pair in both)
         constants = (maps @ vector_bias + bias_of_maps[:, None]).reshape(3, number, num_tokens)
-        constants[1:] += _array(keypoints.coordinates)[:, :, 0].T[:, None]
+        constants[1:] += array(keypoints.coordinates)[:, :, 0].T[:, None]
         mapped = graph.reshape(graph("MatMul", maps @ to_vectors, features), 0, 3, number, num_tokens)
         logits, coordinates = graph("Split", graph("Add", mapped, constants), np.array([1, 2]), outputs=2, axis=1)
         weighted = graph("Mul", graph("Softmax", logits, axis=-1), coordinates)
@@ -174,18 +87,18 @@ def _inputs(graph: _Graph, model: CausalPerceiverIO) -> str:
     return _with_action(graph, graph.linear(summary, weights, bias), model)
 
 
-def _with_action(graph: _Graph, inputs: str, model: CausalPerceiverIO) -> str:
+def _with_action(graph: OnnxGraph, inputs: str, model: CausalPerceiverIO) -> str:
     """Inputs `[B, P * C]` of frames, and behind them that of the action, as `[B * P, C]`."""
     adapter = model.predictor.action_adapter
     if adapter is not None:
-        actions, none = graph.input("actions", TensorProto.FLOAT, adapter.action_dim + 1), _array(adapter.none)
-        weights, bias = _weights(adapter.project)
+        actions, none = graph.input("actions", TensorProto.FLOAT, adapter.action_dim + 1), array(adapter.none)
+        weights, bias = weights_of(adapter.project)
         weights = np.column_stack([weights, bias - none])
         inputs = graph("Concat", inputs, graph.linear(actions, weights, none), axis=1)
     return graph.reshape(inputs, -1, model.predictor.token_adapter.channels)
 
 
-def _read_frames(graph: _Graph, model: CausalPerceiverIO) -> str:
+def _read_frames(graph: OnnxGraph, model: CausalPerceiverIO) -> str:
     """Inputs `[B, P * C]` by the Perceiver's own convolutions."""
     adapter, (channels, height, width) = model.predictor.frame_adapter, model.video_shape[1:]
     assert adapter is not None
@@ -199,18 +112,18 @@ def _read_frames(graph: _Graph, model: CausalPerceiverIO) -> str:
     norm, project = adapter.project
     assert isinstance(norm, nn.LayerNorm)
     features = graph.norm(graph.reshape(x, 0, channels * height * width), norm)
-    weights, bias = _weights(project)
-    return graph.linear(features, weights, bias + _array(adapter.which).reshape(-1))
+    weights, bias = weights_of(project)
+    return graph.linear(features, weights, bias + array(adapter.which).reshape(-1))
 
 
-def _pixels(graph: _Graph, model: CausalPerceiverIO) -> str:
+def _pixels(graph: OnnxGraph, model: CausalPerceiverIO) -> str:
     """Frames `[B, C, H, W]` as floats, 0 to 255."""
     channels, height, width = model.video_shape[1:]
     x = graph("Transpose", graph.input("frames", TensorProto.UINT8, height, width, channels), perm=[0, 3, 1, 2])
     return graph("Cast", x, to=TensorProto.FLOAT)
 
 
-def _code_vectors(graph: _Graph, model: CausalPerceiverIO) -> tuple[str, Array, Array]:
+def _code_vectors(graph: OnnxGraph, model: CausalPerceiverIO) -> tuple[str, Array, Array]:
     """Features `[B, F, h * w]`, and the weights `[code_dim, F]` and bias `[code_dim, h * w]` of the standardised code
     vectors that follow from them."""
     channels, height, width = model.video_shape[1:]
@@ -227,7 +140,7 @@ def _code_vectors(graph: _Graph, model: CausalPerceiverIO) -> tuple[str, Array, 
             for norm, conv in ((layer.norm1, layer.conv1), (layer.norm2, layer.conv2)):
                 y, _ = _convolve(graph, graph.silu(_frame_norm(graph, y, norm, shape)), conv, shape)
             x = graph("Add", x, y)
-        elif isinstance(layer, FrameNorm):  # the last, before a map of each place
+        elif isinstance(layer, FrameNorm):  # the last, before a linear map of each token
             shape = (shape[0], shape[1] * shape[2])
             x = _frame_norm(graph, x, layer, shape)
         elif isinstance(layer, nn.SiLU):
@@ -235,27 +148,27 @@ def _code_vectors(graph: _Graph, model: CausalPerceiverIO) -> tuple[str, Array, 
         else:
             raise NotImplementedError(f"no graph of {type(layer).__name__}")
     adapter = model.predictor.token_adapter
-    code_scale, mean = _array(adapter.scale)[:, None], _array(adapter.mean).reshape(-1, len(adapter.scale)).T
+    code_scale, mean = array(adapter.scale)[:, None], array(adapter.mean).reshape(-1, len(adapter.scale)).T
     assert isinstance(last, CausalConv)
-    weights, bias = _weights(last.conv)
+    weights, bias = weights_of(last.conv)
     return x, weights / code_scale, np.broadcast_to(bias[:, None] - mean, (len(bias), shape[1])) / code_scale
 
 
-def _convolve(graph: _Graph, x: str, layer: CausalConv, shape: Shape, scale: float = 1.0) -> tuple[str, Shape]:
+def _convolve(graph: OnnxGraph, x: str, layer: CausalConv, shape: Shape, scale: float = 1.0) -> tuple[str, Shape]:
     """The convolution of `[B, C, H, W]`, scaled and with what it remembers of frames before; and its shape."""
     x = graph.remember(x, 1, layer.in_channels, layer.time_kernel - 1, shape)
     return _conv2d(graph, x, layer.conv, shape, scale)
 
 
-def _conv2d(graph: _Graph, x: str, conv: nn.Conv2d, shape: Shape, scale: float) -> tuple[str, Shape]:
+def _conv2d(graph: OnnxGraph, x: str, conv: nn.Conv2d, shape: Shape, scale: float) -> tuple[str, Shape]:
     (kernel, _), (stride, _), pad = conv.kernel_size, conv.stride, int(conv.padding[0])
-    weights, bias = _array(conv.weight), _array(conv.bias)
+    weights, bias = array(conv.weight), array(conv.bias)
     x = graph("Conv", x, scale * weights, bias, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
     height, width = ((size + 2 * pad - kernel) // stride + 1 for size in shape[1:])
     return x, (conv.out_channels, height, width)
 
 
-def _frame_norm(graph: _Graph, x: str, norm: FrameNorm, shape: Shape) -> str:
+def _frame_norm(graph: OnnxGraph, x: str, norm: FrameNorm, shape: Shape) -> str:
     """Group normalisation, to `[B, *shape]`: a layer norm of each group, then every channel's own weight and bias.
 
     On frames of one colour it is several times as exact as ONNX Runtime's `InstanceNormalization`.
@@ -264,13 +177,13 @@ def _frame_norm(graph: _Graph, x: str, norm: FrameNorm, shape: Shape) -> str:
     same = np.ones(math.prod(shape) // norm.num_groups)
     grouped = graph("LayerNormalization", graph.reshape(x, 0, norm.num_groups, -1), same, epsilon=norm.eps)
     statistics = (np.zeros(channels), np.ones(channels))
-    return graph("BatchNormalization", graph.reshape(grouped, 0, *shape), *_weights(norm), *statistics, epsilon=0.0)
+    return graph("BatchNormalization", graph.reshape(grouped, 0, *shape), *weights_of(norm), *statistics, epsilon=0.0)
 
 
 # ---- inputs to contexts -------------------------------------------------------------------------------------------
 
 
-def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_frame: int) -> str:
+def _latents(graph: OnnxGraph, encoder: CausalPerceiverEncoder, inputs: str, per_frame: int) -> str:
     """Latents `[B * N, C]`, before their last norm, of inputs `[B * P, C]`."""
     attention, window = encoder.cross_attention, encoder.window
     number, channels = encoder.latents.shape
@@ -278,9 +191,9 @@ def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_fr
     inputs = _mlp(graph, inputs, encoder.input_mlp)
 
     # The latents' queries are constant: in place of keys, the memory holds every latent's score for every input.
-    queries = _array(attention.queries(attention.norm(encoder.latents))).reshape(number, heads, -1)
+    queries = array(attention.queries(attention.norm(encoder.latents))).reshape(number, heads, -1)
     queries /= queries.shape[-1] ** 0.5
-    weights, bias = _weights(attention.to_keys_values)
+    weights, bias = weights_of(attention.to_keys_values)
     key_weights, key_bias = weights[:channels].reshape(heads, -1, channels), bias[:channels].reshape(heads, -1)
     score_weights = np.einsum("nhd,hdc->hnc", queries, key_weights).reshape(-1, channels)
     score_bias = np.einsum("nhd,hd->hn", queries, key_bias).reshape(-1)
@@ -290,7 +203,7 @@ def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_fr
     read = graph.remember(read, 2, per_frame, window - 1, (len(bias), per_frame))
     scores, values = graph("Split", read, np.array([heads * number, channels]), outputs=2, axis=1)
 
-    age_bias = _array(encoder.age_bias)[:, :, ::-1].reshape(heads * number, window)
+    age_bias = array(encoder.age_bias)[:, :, ::-1].reshape(heads * number, window)
     scores = graph("Add", scores, age_bias.repeat(per_frame, axis=1))
     if window > 1:
         exists = np.arange(window) >= window - 1 - np.arange(window)[:, None]
@@ -299,9 +212,9 @@ def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_fr
     attention_weights = graph.reshape(graph("Softmax", scores, axis=-1), 0, heads, number, window * per_frame)
     values = graph("Transpose", graph.reshape(values, 0, heads, -1, window * per_frame), perm=[0, 1, 3, 2])
     attended = graph("Transpose", graph("MatMul", attention_weights, values), perm=[0, 2, 1, 3])
-    weights, bias = _weights(attention.out)
+    weights, bias = weights_of(attention.out)
     attended = graph("MatMul", graph.reshape(attended, 0, number, channels), weights.T)
-    latents = graph("Add", attended, _array(encoder.latents) + bias)
+    latents = graph("Add", attended, array(encoder.latents) + bias)
     latents = _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
     for block in encoder.blocks:
         assert isinstance(block, SelfAttentionBlock)
@@ -309,11 +222,11 @@ def _latents(graph: _Graph, encoder: CausalPerceiverEncoder, inputs: str, per_fr
     return latents
 
 
-def _contexts(graph: _Graph, model: CausalPerceiverIO, latents: str) -> str:
+def _contexts(graph: OnnxGraph, model: CausalPerceiverIO, latents: str) -> str:
     """Contexts `[B, context_dim]` of latents `[B * N, C]`."""
     encoder, to_context = model.predictor.encoder, model.predictor.to_context
-    mean, scale = _array(model.context_mean), _array(model.context_scale)
-    weight, bias = _weights(encoder.norm)
+    mean, scale = array(model.context_mean), array(model.context_scale)
+    weight, bias = weights_of(encoder.norm)
     merged = isinstance(to_context, nn.Identity)
     if merged:
         weight, bias = weight / scale, (bias - mean) / scale
@@ -321,7 +234,7 @@ def _contexts(graph: _Graph, model: CausalPerceiverIO, latents: str) -> str:
     latents = graph("LayerNormalization", latents, weight, bias, epsilon=encoder.norm.eps)
     contexts = graph("ReduceMean", latents, np.array([1]), keepdims=0)
     if not merged:
-        weight, bias = _weights(to_context)
+        weight, bias = weights_of(to_context)
         contexts = graph.linear(contexts, weight / scale[:, None], (bias - mean) / scale)
     spans, before, width = model.timescales.spans, model.timescales.before, len(mean)
     if not before:
@@ -333,24 +246,24 @@ def _contexts(graph: _Graph, model: CausalPerceiverIO, latents: str) -> str:
     return graph.reshape(averaged, 0, width * len(spans))
 
 
-def _seen(graph: _Graph, most: int) -> str:
+def _seen(graph: OnnxGraph, most: int) -> str:
     return graph("Min", graph.input("seen", TensorProto.INT64), np.array(most))
 
 
-def _mlp(graph: _Graph, x: str, mlp: MLP) -> str:
+def _mlp(graph: OnnxGraph, x: str, mlp: MLP) -> str:
     """An MLP around its skip."""
     norm, widen, _, narrow, _ = mlp
     assert isinstance(norm, nn.LayerNorm)
-    hidden = graph("Gelu", graph.linear(graph.norm(x, norm), *_weights(widen)))
-    return graph("Add", x, graph.linear(hidden, *_weights(narrow)))
+    hidden = graph("Gelu", graph.linear(graph.norm(x, norm), *weights_of(widen)))
+    return graph("Add", x, graph.linear(hidden, *weights_of(narrow)))
 
 
-def _self_attention(graph: _Graph, x: str, attention: Attention, number: int) -> str:
+def _self_attention(graph: OnnxGraph, x: str, attention: Attention, number: int) -> str:
     """Attention of each row's N latents `[B * N, C]` to one another, around its skip."""
     channels = attention.out.in_features
-    both = zip(_weights(attention.queries), _weights(attention.to_keys_values))
+    both = zip(weights_of(attention.queries), weights_of(attention.to_keys_values))
     weights, bias = (np.concatenate(pair) for pair in both)
     normed = graph.reshape(graph.norm(x, attention.norm), -1, number, channels)
     attended = graph("Attention", normed, weights.T, bias, num_heads=attention.num_heads, domain=CONTRIB)
     attended = graph.reshape(attended, -1, channels)
-    return graph("Add", x, graph.linear(attended, *_weights(attention.out)))
+    return graph("Add", x, graph.linear(attended, *weights_of(attention.out)))

@@ -93,6 +93,15 @@ def test_frames_need_not_be_contiguous():
     np.testing.assert_array_equal(ContextEncoder(MODEL).push(flipped), expected)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_frames_may_be_read_only(backend):
+    shown = frames(1, 0)
+    shown.flags.writeable = False
+    contexts = ContextEncoder(MODEL, device="cpu", backend=backend).push(shown)
+    np.testing.assert_allclose(contexts, ContextEncoder(MODEL).push(frames(1, 0)), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -1,4 +1,4 @@
-"""Keypoints: coordinates of what is in a frame, which move evenly with it."""
+"""Keypoints: coordinates of what is in a frame, which follow its motion linearly."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from perceiver_obs.modules.adapters import Keypoints
 
 
 def finder(grid: tuple[int, int]) -> Keypoints:
-    """One point that looks for the first entry of the code vectors, with no offset."""
+    """One keypoint whose logits are the first entry of the code vectors, with no offset."""
     keypoints = Keypoints(code_dim=3, number=1, grid=grid).requires_grad_(False)
     keypoints.look.weight.copy_(torch.tensor([[50.0, 0.0, 0.0]]))
     keypoints.offset.weight.zero_()
@@ -25,7 +25,7 @@ def test_a_thing_alone_is_found_where_it_lies():
     assert torch.allclose(rows.view(4, 5), torch.linspace(-2, 2, 4)[:, None].expand(4, 5), atol=1e-5)
 
 
-def test_the_code_vector_of_its_place_moves_a_point_by_parts_of_a_token():
+def test_an_offset_moves_a_keypoint_by_fractions_of_a_token():
     keypoints = finder((4, 4))
     keypoints.offset.weight[0, 1] = 0.25  # columns follow the second entry
     vectors = torch.zeros(1, 3, 4, 4, 3)
@@ -39,6 +39,6 @@ def test_the_code_vector_of_its_place_moves_a_point_by_parts_of_a_token():
 @pytest.mark.parametrize(
     "arguments", [dict(keypoints=4), dict(keypoints=0, inputs_per_frame=2), dict(keypoints=10**6, inputs_per_frame=2)]
 )
-def test_wrong_numbers_of_points_are_named(arguments):
+def test_wrong_numbers_of_keypoints_are_named(arguments):
     with pytest.raises(ValueError, match=f"keypoints must .*got {arguments['keypoints']}"):
         CausalPerceiverIO(video_shape=(4, 3, 32, 32), **arguments)

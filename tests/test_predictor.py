@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from perceiver_obs import PerceiverTokenPredictor, VQPTTokenizer
+from perceiver_obs import CausalPerceiverIO, PerceiverTokenPredictor, VQPTTokenizer
 from perceiver_obs.modules.sampling import Sampling
 
 
@@ -183,5 +183,8 @@ def test_reconstruct_decodes_the_tokens_and_nothing_else(real_video):
 
 
 def test_a_tokenizer_at_half_rate_is_refused():
+    tokenizer = VQPTTokenizer(temporal_downsample=True, base_channels=8)
     with pytest.raises(ValueError, match="temporal_downsample"):
-        PerceiverTokenPredictor(VQPTTokenizer(temporal_downsample=True, base_channels=8))
+        PerceiverTokenPredictor(tokenizer)
+    with pytest.raises(ValueError, match="temporal_downsample"):
+        CausalPerceiverIO.from_tokenizer(tokenizer, (4, 3, 64, 64))

@@ -101,6 +101,21 @@ def test_a_checkpoint_cut_short_anywhere_is_refused(saved):
             CausalPerceiverIO.from_pretrained(saved[1])
 
 
+def test_arguments_that_models_once_had_are_read(saved):
+    """`temporal_downsample` could only be false; fingerprints, which policies hold, still count it."""
+    model, directory = saved
+    edit_config(directory, temporal_downsample=False)
+    assert CausalPerceiverIO.from_pretrained(directory).fingerprint == model.fingerprint
+    edit_config(directory, temporal_downsample=True)
+    with pytest.raises(ValueError, match="temporal_downsample, which is no longer supported"):
+        CausalPerceiverIO.from_pretrained(directory)
+
+
+def test_the_bundled_model_keeps_its_fingerprint():
+    """Policies trained on its contexts know it by this."""
+    assert CausalPerceiverIO.from_pretrained("dmc-small").fingerprint == "9b7d874d2696e667"
+
+
 def test_missing_and_surplus_tensors_are_named(saved):
     weights = saved[1] / "model.safetensors"
     tensors = load_file(weights)

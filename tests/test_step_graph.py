@@ -115,7 +115,7 @@ def first_context(model: CausalPerceiverIO, frame: np.ndarray) -> np.ndarray:
     return model.extract_context(torch.from_numpy(frame).permute(0, 3, 1, 2)[None])[0].numpy()
 
 
-def test_an_adopted_model_computes_by_its_own_weights(action_model):
+def test_a_model_set_later_computes_by_its_own_weights(action_model):
     encoder = ContextEncoder(action_model, device="cpu")
     other = tiny_model(action_dim=6, seed=4)
     encoder.set_model(other)

@@ -27,7 +27,7 @@ class MLP(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries `[B, N, C]` over keys and values `[B, M, 2C]` made by `to_keys_values`."""
+    """Multi-head attention of queries `[B or 1, N, C]` over keys and values `[B, M, 2C]` made by `to_keys_values`."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -45,6 +45,7 @@ class Attention(nn.Module):
             rearrange(t, "b n (h d) -> b h n d", h=self.num_heads)
             for t in (self.queries(self.norm(x)), *keys_values.chunk(2, dim=-1))
         )
+        queries = queries.expand(len(keys), -1, -1, -1)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.out(rearrange(attended, "b h n d -> b n (h d)"))
 

@@ -78,7 +78,7 @@ class CausalPerceiverEncoder(nn.Module):
         if only is not None:
             mask, frames = mask[:, :, only], len(only)
         mask = mask[..., None].expand(*mask.shape, per_frame).flatten(-2)
-        latents = self.latents.expand(batch, frames, -1, -1).flatten(1, 2)
+        latents = self.latents.expand(frames, -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
         attended = self.cross_attention(latents, keys_values.flatten(1, 2), mask.flatten(2, 3))
         latents = latents + self.dropout(attended)
         latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)

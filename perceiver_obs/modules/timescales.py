@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from perceiver_obs.modules.streaming import existing
 
 SPANS = {"fast": 1, "medium": 4, "slow": 16}  # frames
 
@@ -26,18 +29,26 @@ class Timescales:
         self.spans = tuple(SPANS[name] for name in names) or (1,)
         self.before = max(self.spans) - 1
 
-    def __call__(self, contexts: Tensor, exists: Tensor, recent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, contexts: Tensor, recent: Tensor | None = None, seen: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Means `[B, T, D * len(spans)]` over contexts `[B, T, D]`, and the contexts to go on from.
 
         Args:
-            exists: bool `[B, before + T]`, which frames before and of these exist.
-            recent: contexts `[B, before, D]` of the frames before; zeros where there were none.
+            recent: contexts `[B, before, D]` of the frames before, zeros where there were none; None for all zeros.
+            seen: int64 `[B]`, frames before these; None for none.
+            valid: bool `[B, T]`, which of these frames exist; None for all.
         """
         if not self.before:
             return contexts.repeat(1, 1, len(self.spans)), contexts[:, :0]
+        batch, frames, width = contexts.shape
         if recent is None:
-            recent = contexts.new_zeros(len(contexts), self.before, contexts.shape[2])
-        exists = exists.to(contexts.device)
+            recent = contexts.new_zeros(batch, self.before, width)
+        if seen is None:
+            seen = torch.zeros(batch, dtype=torch.long, device=contexts.device)
+        exists = existing(seen, self.before, frames)
+        if valid is not None:
+            exists = exists & F.pad(valid.to(exists.device), (self.before, 0), value=True)
         padded = torch.cat([recent, contexts * exists[:, self.before :, None]], dim=1)
         means = []
         for span in self.spans:

@@ -80,7 +80,7 @@ class OnnxGraph:
     def _constant(self, values: NDArray) -> str:
         name = f"constant_{len(self._constants)}"
         values = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
-        self._constants.append(numpy_helper.fromarray(values, name))
+        self._constants.append(numpy_helper.from_array(values, name))
         return name
 
 

@@ -107,7 +107,7 @@ def test_streaming_equals_recomputation_from_a_rolling_buffer(model):
     field = model.receptive_field
     video, actions = episode(model, field + 6, batch=1)
     if actions is not None:
-        # The oldest frame of a buffer has lost the action that led to it; outside the receptive field of what is compared.
+        # The oldest frame of a buffer has lost the action that led to it: it is outside of what is compared.
         field += 1
     streamed = stream(model, video, actions)
     for t in range(field, video.shape[1]):

@@ -73,28 +73,27 @@ class CausalPerceiverEncoder(nn.Module):
 
     def _attend(self, keys_values: Tensor, frames: int, exists: Tensor | None, only: Tensor | None) -> Tensor:
         """Latents of the last `frames` of S frames, whose keys and values are `[B, S, P, 2C]`."""
-        batch, total, per_frame, _ = keys_values.shape
-        mask = self._mask(frames, total, exists)
-        if only is not None:
-            mask, frames = mask[:, :, only], len(only)
-        mask = mask[..., None].expand(*mask.shape, per_frame).flatten(-2)
-        latents = self.latents.expand(frames, -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
+        position = torch.arange(keys_values.shape[1], device=keys_values.device)
+        current = position[-frames:] if only is None else position[-frames:][only]
+        mask = self._mask(current[:, None] - position, keys_values.shape[2], exists)
+        latents = self.latents.expand(len(current), -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
         attended = self.cross_attention(latents, keys_values.flatten(1, 2), mask.flatten(2, 3))
         latents = latents + self.dropout(attended)
-        latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
-        return self.norm(self.blocks(latents)).unflatten(0, (batch, frames))
+        latents = (latents + self.mlp(latents)).unflatten(1, (len(current), -1)).flatten(0, 1)
+        return self.norm(self.blocks(latents)).unflatten(0, (len(keys_values), -1))
 
-    def _mask(self, frames: int, total: int, exists: Tensor | None) -> Tensor:
-        """Attention bias `[1 or B, heads, T, N, S]` of the last T of S frames towards all of them."""
-        position = torch.arange(total, device=self.age_bias.device)
-        age = position[total - frames :, None] - position
-        in_window = (age >= 0) & (age < self.window)
+    def _mask(self, age: Tensor, per_frame: int, exists: Tensor | None) -> Tensor:
+        """Attention bias `[1 or B, heads, T, N, S * P]` towards frames of ages `[T, S]`, with P inputs each."""
+
+        def for_each_input(x: Tensor) -> Tensor:
+            return x[..., None].expand(*x.shape, per_frame).flatten(-2)
+
         bias = self.age_bias[:, :, age.clamp(0, self.window - 1)].transpose(1, 2)[None]
-        visible = in_window[None]
+        visible = ((age >= 0) & (age < self.window))[None]
         if exists is not None:
             # A frame always sees itself: a softmax over nothing would be NaN.
-            visible = in_window & (exists[:, None, :] | (age == 0))
-        return bias.masked_fill(~visible[:, None, :, None, :], float("-inf"))
+            visible = visible & (exists[:, None, :] | (age == 0))
+        return for_each_input(bias).masked_fill(~for_each_input(visible)[:, None, :, None], float("-inf"))
 
 
 def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:

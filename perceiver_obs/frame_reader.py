@@ -109,8 +109,9 @@ class FrameReader(nn.Module):
         """The state of `batch_size` episodes that have not begun, of frames of `(H, W)` pixels."""
         latents = self.encoder.latents
         grid = [size // self.tokenizer.downsample for size in frame_size]
+        convolutions: Past = ()
         if self.frame_adapter is not None:
-            convolutions, adapter, num_inputs = (), None, self.frame_adapter.num_inputs
+            adapter, num_inputs = None, self.frame_adapter.num_inputs
         else:
             convolutions = self.tokenizer.encoder.init_past(batch_size, frame_size)
             adapter = self.token_adapter.init_past(batch_size, grid)

@@ -37,20 +37,21 @@ def generate(
         raise ValueError(f"steps must be at least 1, got {steps}")
     tokenizer = reader.tokenizer
     codes, _ = tokenizer.quantize(tokenizer.encode_vectors(videos))
-    batch, given = codes.shape[:2]
+    batch, given, height, width = codes.shape[:4]
     if actions is not None and actions.shape[:2] != (batch, given + num_frames):
         raise ValueError(f"actions must have shape [{batch}, {given + num_frames}, A], got {list(actions.shape)}")
 
     def actions_of(start: int, stop: int) -> Tensor | None:
         return None if actions is None else actions[:, start:stop]
 
-    state: ReaderState | None = reader.init_state(batch, videos.shape[-2:])
-    contexts, state = reader.advance(videos, state, actions_of(0, given))
+    state: ReaderState | None
+    contexts, state = reader.advance(videos, reader.init_state(batch, videos.shape[-2:]), actions_of(0, given))
     rounds = 1 if mode == "autoregressive" else steps
     for t in range(given, given + num_frames):
         action = actions_of(t, t + 1)
         draw = partial(draw_tokens, contexts[:, -1], codes[:, -1], action)
-        codes = torch.cat([codes, _draw_frame(draw, tokenizer.quantizer.lookup, codes.shape[2:4], rounds)], dim=1)
+        drawn = _draw_frame(draw, tokenizer.quantizer.lookup, (height, width), rounds)
+        codes = torch.cat([codes, drawn], dim=1)
         contexts, state = reader.encode(reader.observe_codes(codes), action, state)
     return tokenizer.decode_vectors(codes)[:, given:].clamp(0, 1)
 

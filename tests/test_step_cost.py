@@ -84,7 +84,7 @@ def test_a_graph_step_is_one_call_of_few_nodes(bundled):
     calls = []
     session = steps._session
     steps._session = type("Counted", (), {"run": lambda _, *given: calls.append(1) or session.run(*given)})()
-    steps.step(frames(1), steps.init_state(1))
+    steps.step(torch.from_numpy(frames(1)).permute(0, 3, 1, 2), steps.init_state(1))
     assert len(calls) == 1
     nodes, config = graph_nodes(bundled), bundled.config()
     assert nodes < 1.25 * operations_of_a_clip(bundled)

@@ -206,13 +206,6 @@ def test_heads_can_be_trained_on_contexts(model, real_video):
     assert all(p.grad is None for p in model.parameters())
 
 
-<<<<<<< HEAD
-def test_memory_does_not_grow():
-    model = tiny_model()
-    frame = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)
-    state, capacities = model.init_state(1), set()
-    for t in range(200):
-=======
 def tensors(state) -> list[torch.Tensor]:
     """All that a state holds, in order."""
     found = []
@@ -221,10 +214,9 @@ def tensors(state) -> list[torch.Tensor]:
 
 
 def test_a_state_holds_no_more_after_many_frames_than_at_the_beginning(model):
-    frame, state = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), model.init_state(1)
+    frame, state = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8), model.init_state(1)
     shapes, held = [tensor.shape for tensor in tensors(state)], set()
     for t in range(60):
->>>>>>> b473c20 (A fingerprint is Pretrained's; arguments that models once had are read and counted; the ONNX graph builder is a file of its own; tests)
         _, state = model.step(frame, state)
         assert [tensor.shape for tensor in tensors(state)] == shapes
         if t > 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agents.cli import JOBS, main
-from perceiver_obs.settings import parse_settings, settings_to_dict
+from perceiver_obs.settings import check_same_settings, parse_settings, resumable, settings_to_dict
 
 pytest_plugins = ("tiny_data",)
 
@@ -182,6 +182,32 @@ def test_value_of_a_wrong_type_in_a_file_is_refused(tmp_path, values, said):
     file.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=re.escape(f"{file}: {said}") + "$"):
         parse_settings(Example, ["--settings", str(file)], "x")
+
+
+@dataclass
+class Resumed:
+    """A run that may be lengthened."""
+
+    steps: int = resumable(1)
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "fixed", "changes"),
+    [
+        ({"steps": 5, "seed": 0}, (), None),
+        ({"steps": 5}, (), None),  # written before there was a seed
+        ({"seed": 1}, (), "seed was 1, is 0"),
+        ({"seed": 1, "gone": 2}, (), "gone was 2, is None, seed was 1, is 0"),
+        ({"steps": 5}, ("steps",), "steps was 5, is 1"),
+    ],
+)
+def test_a_run_is_resumed_with_other_settings_only_where_they_may_change(saved, fixed, changes):
+    if changes is None:
+        check_same_settings(saved, Resumed(), "it", fixed)
+        return
+    with pytest.raises(ValueError, match=rf"^it was begun with other settings \({changes}\); resume"):
+        check_same_settings(saved, Resumed(), "it", fixed)
 
 
 def test_wrong_input_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch):

@@ -28,7 +28,7 @@ class Job:
     function: str
     summary: str
 
-    def settings_type(self) -> type:
+    def settings_type(self) -> Any:
         """The dataclass of its settings."""
         return resolve_name(self.settings)
 
@@ -135,12 +135,8 @@ def parse_command(name: str, options: Sequence[str]) -> Any:
             choices.append(Annotated[kind, choice])
         else:
             choices.append(Annotated[NotAskedFor, tyro.conf.subcommand(each, description=job.summary)])
-    return tyro.cli(
-        Union[tuple(choices)],  # type: ignore[arg-type]  # noqa: UP007 (as many as there are)
-        prog=PROGRAM,
-        description=DESCRIPTION,
-        args=[*([name] if name else []), *options],
-    )
+    command: Any = Union[tuple(choices)]  # noqa: UP007 (as many as there are)
+    return tyro.cli(command, prog=PROGRAM, description=DESCRIPTION, args=[*([name] if name else []), *options])
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from agents.training.policy_files import (
     read_curve,
     with_provenance,
 )
+from agents.training.settings import TrainPolicySettings
 from perceiver_obs.data.data_record import offline_frames
 from perceiver_obs.files import write_atomic
-from perceiver_obs.settings import check_same_settings, read_json, setting_changes
+from perceiver_obs.settings import check_same_settings, read_json, setting_changes, settings_to_dict
 
 FORMAT_VERSION = 1
 
@@ -108,7 +109,9 @@ class Results:
         if (content.get("suite"), content.get("format_version")) != (suite, FORMAT_VERSION):
             raise ValueError(f"{path} does not hold results of {suite} in format version {FORMAT_VERSION}")
         try:
-            changes = setting_changes(content["protocol"], empty.protocol)
+            defaults = settings_to_dict(TrainPolicySettings())  # of settings that its version did not know
+            before = {name: defaults[name] for name in empty.protocol} | content["protocol"]
+            changes = setting_changes(before, empty.protocol)
             runs = tuple(RunResult(**with_provenance(run)) for run in content["runs"])
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -5,7 +5,7 @@ CHECK_GL := import envs.dmc.gl; envs.dmc.gl.choose_backend()
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup test pytest test-all resolve lint demo docs bench model objectives presets soak fuzz atheris kills rllib arena clean
+.PHONY: setup test pytest test-all resolve lint demo docs bench model objectives presets soak fuzz atheris kills rllib benchmark clean
 
 setup: .venv/.ready gl
 
@@ -128,7 +128,7 @@ kills: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py
 
 # DMControl-100k for the bundled model and its baselines, 108 runs; goes on from what is there.
-arena: setup
+benchmark: setup
 	OMP_NUM_THREADS=1 $(OBS) benchmark dmc100k
 
 clean:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from agents.adaptation.prior_rollouts import add_rollouts
     from agents.policies.features_extractor import PerceiverFeaturesExtractor
     from agents.policies.frozen_perceiver import WrongPerceiver
-    from agents.training.evaluate import Evaluation, evaluate, load_policy
+    from agents.training.evaluate import Evaluation, evaluate
     from agents.training.policy_env import make_policy_env
     from agents.training.settings import EvaluateSettings, PolicyEnvSettings, TrainPolicySettings
     from agents.training.train_policy import train_policy
+    from agents.training.trained_policy import load_policy
     from agents.wrappers.vec_context import VecPerceiverContext
 
 _MODULES = {
@@ -28,7 +29,7 @@ _MODULES = {
     "WrongPerceiver": "policies.frozen_perceiver",
     "add_rollouts": "adaptation.prior_rollouts",
     "evaluate": "training.evaluate",
-    "load_policy": "training.evaluate",
+    "load_policy": "training.trained_policy",
     "make_policy_env": "training.policy_env",
     "train_policy": "training.train_policy",
 }

@@ -21,7 +21,7 @@ from measure import write_results
 
 from agents.benchmark.results import Results
 from agents.benchmark.suite import Protocol
-from agents.training.learning_curve import read_curve
+from agents.training.policy_files import read_curve
 from perceiver_obs.data.rollouts import RolloutDataset
 
 KILLS = 8  # of each job
@@ -55,7 +55,7 @@ def policy(out: Path) -> str:
     return str([point.frames for point in read_curve(out / "curve.jsonl")])
 
 
-def arena(out: Path) -> str:
+def benchmark(out: Path) -> str:
     protocol = Protocol(total_frames=1600, eval_every=800, eval_episodes=1)
     results = Results.load(out / "results.json", "dmc100k", protocol)
     return str(sorted((run.method, run.task, run.seed, len(run.curve)) for run in results.runs))
@@ -99,7 +99,7 @@ def jobs(root: Path) -> list[Job]:
                 *("--total-frames", "1600", "--eval-every", "800", "--eval-episodes", "1"),
                 *("--out", str(out / "runs"), "--results", str(out / "results.json"), "--docs", str(out / "docs")),
             ],
-            arena,
+            benchmark,
         ),
     ]
 

@@ -29,7 +29,6 @@ TASKS = (
     "walker-walk",
 )
 TRAINED_ON = ("random_init", "exploration", "learning", "competent")
-CROSSQ = "--algorithm CrossQ --learning-rate 1e-3 --hyperparameters ent_coef auto_0.1"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def stages(settings: ModelSettings) -> dict[str, list[str]]:
             )
         ],
         "policies": [
-            f"perceiver-obs train-policy --task {task} --observation state {CROSSQ} --out {out}/policies/{task} "
+            f"perceiver-obs train-policy --task {task} --observation state --out {out}/policies/{task} "
             f"--total-frames {settings.policy_frames} --eval-every {settings.policy_frames} --eval-episodes 2 "
             f"--record {data}/{task}-learning"
             for task in settings.tasks

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+import inspect
 import json
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 from perceiver_obs.presets import PRESETS, preset
 
@@ -23,92 +25,92 @@ def resumable(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"resumable": True})
 
 
-def positional(default: Any) -> Any:
-    """A settings field that may come first on the command line without its name; one of a class at most."""
-    return dataclasses.field(default=default, metadata={"positional": True})
+@dataclass
+class DefaultsFrom:
+    """Where the defaults of a command's settings come from, if not from the code."""
 
-
-def implicit(default: Any, value: str) -> Any:
-    """A settings field whose option has `value` where it stands alone on the command line."""
-    return dataclasses.field(default=default, metadata={"implicit": value})
+    settings: Path | None = None
+    """A JSON file of settings by name."""
+    preset: str | None = None
+    """Sizes of models by name (`perceiver_obs.presets`); the file's come before them."""
 
 
 def parse_settings(settings_type: type[Settings], arguments: Sequence[str], prog: str) -> Settings:
-    """Settings from command line arguments.
+    """Settings from the command line; its errors and `--help` exit as tyro does.
 
-    `--settings FILE.json` gives defaults that the others override, and so does `--preset NAME` where the settings
-    have fields of its (`perceiver_obs.presets`).
+    `--settings FILE.json` gives defaults that the options override, and so does `--preset NAME` where the settings
+    have sizes.
     """
     import tyro
 
-    file, arguments = _take_option("--settings", list(arguments))
-    name, arguments = _take_option("--preset", arguments)
-    from_file = settings_arguments(settings_type, read_json(file)) if file else []
-    if name is not None:
-        from_file = [*_preset_arguments(settings_type, name), *from_file]
-    for field in dataclasses.fields(settings_type):
-        if value := field.metadata.get("implicit"):
-            arguments = _give_value(f"--{field.name}", value, arguments)
-    unnamed = [f"--{f.name}" for f in dataclasses.fields(settings_type) if f.metadata.get("positional")]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = [*unnamed, *arguments]
-    description = f"{settings_type.__doc__}\n--settings FILE.json gives defaults that the options override."
-    if {"base_channels", "num_latents"} & {field.name for field in dataclasses.fields(settings_type)}:
-        description += f" So does --preset NAME, one of {', '.join(PRESETS)}."
-    return tyro.cli(settings_type, prog=prog, description=description, args=[*from_file, *arguments])
+    default, arguments = take_defaults(settings_type, arguments, prog)
+    return tyro.cli(
+        settings_type, prog=prog, description=describe(settings_type), default=default, args=list(arguments)
+    )
 
 
-def _take_option(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}="), arguments[:place] + arguments[place + 1 :]
-        if argument == flag:
-            if place + 1 == len(arguments):
-                raise ValueError(f"{flag} needs a value")
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-    return None, arguments
+def take_defaults(settings_type: type[Settings], arguments: Sequence[str], prog: str) -> tuple[Settings, list[str]]:
+    """The defaults that `--settings` and `--preset` give, and the arguments without these two.
+
+    Raises:
+        ValueError: the file is no JSON object or holds what the settings do not know, or there is no such preset.
+    """
+    import tyro
+
+    source, rest = tyro.cli(DefaultsFrom, prog=prog, args=list(arguments), return_unknown_args=True, add_help=False)
+    values = {} if source.preset is None else _preset_sizes(settings_type, source.preset)
+    default = settings_type(**values)
+    if source.settings is not None:
+        try:
+            default = dataclasses.replace(default, **checked_values(settings_type, read_json(source.settings)))
+        except ValueError as error:
+            raise ValueError(f"{source.settings}: {error}") from error
+    return default, rest
 
 
-def _give_value(flag: str, value: str, arguments: list[str]) -> list[str]:
-    """The arguments in which a flag that stands alone has a value."""
-    for place, argument in enumerate(arguments):
-        if argument == flag and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
-            return [*arguments[: place + 1], value, *arguments[place + 1 :]]
-    return arguments
+def describe(settings_type: type) -> str:
+    """What `--help` says above the options."""
+    said = f"{settings_type.__doc__}\n--settings FILE.json gives defaults that the options override."
+    return f"{said} So does --preset NAME, one of {', '.join(PRESETS)}." if _sizes(settings_type) else said
 
 
-def _preset_arguments(settings_type: type, name: str) -> list[str]:
+def _sizes(settings_type: Any) -> set[str]:
+    """The settings that presets give, where there are any."""
     known = {field.name for field in dataclasses.fields(settings_type)}
-    chosen = {size: value for size, value in preset(name).items() if size in known}
-    if not chosen:
+    return known & set().union(*PRESETS.values())
+
+
+def _preset_sizes(settings_type: Any, name: str) -> dict[str, Any]:
+    if not (sizes := _sizes(settings_type)):
         raise ValueError("--preset is for train-tokenizer and train-predictor: nothing else here has sizes")
-    return settings_arguments(settings_type, chosen)
+    return {size: value for size, value in preset(name).items() if size in sizes}
 
 
-def settings_arguments(settings_type: type, values: dict[str, Any]) -> list[str]:
-    """The command line that says what `values` say, so that a file is checked just as a command line is."""
+def checked_values(settings_type: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Settings from JSON in their own types; ValueError names the first that is unknown or of another type."""
+    import typeguard
+
+    types = get_type_hints(settings_type)
     known = [field.name for field in dataclasses.fields(settings_type)]
-    arguments = []
+    checked = {}
     for name, value in values.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-            raise ValueError(f"unknown setting {name!r}{hint}")
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            arguments += [f"--{flag}", *map(str, value)]
-        elif isinstance(value, dict):
-            arguments += [f"--{flag}", *(str(part) for pair in value.items() for part in pair)]
-        else:
-            arguments.append(f"--{flag}={value}")
-    return arguments
+            raise ValueError(f"unknown setting {name!r}; {near_matches(name, known)}")
+        if isinstance(value, list):
+            value = tuple(value)
+        if isinstance(value, str) and Path in (types[name], *get_args(types[name])):
+            value = Path(value)
+        try:
+            checked[name] = typeguard.check_type(value, types[name])
+        except typeguard.TypeCheckError as error:
+            expected = inspect.formatannotation(types[name])
+            raise ValueError(f"{name} must be of type {expected}, got {values[name]!r}") from error
+    return checked
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:
-    """Settings as JSON would hold them (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    """Settings as JSON holds them: tuples become lists, paths texts."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -130,17 +132,29 @@ def check_same_inputs(saved: dict[str, str], current: dict[str, str], where: str
             raise ValueError(f"{where} was begun with other {name} than there is now; choose another output directory")
 
 
-def check_same_settings(saved: dict[str, Any], settings: Any, where: str) -> None:
-    """Raises ValueError naming the first setting in which a run to be resumed differs from its beginning."""
-    current = settings_to_dict(settings)
-    free = {f.name for f in dataclasses.fields(settings) if f.metadata.get("resumable")}
-    for name in sorted((saved.keys() | current.keys()) - free):
-        before, now = saved.get(name, "(absent)"), current.get(name, "(absent)")
-        if before != now:
-            raise ValueError(
-                f"{where} was begun with {name}={before!r}, not {now!r}; "
-                f"resume with the same settings or choose another output directory"
-            )
+def check_same_settings(saved: Mapping[str, Any], settings: Any, where: str, fixed: Collection[str] = ()) -> None:
+    """Raises ValueError naming the settings in which a run to be resumed differs from its beginning.
+
+    Settings that are `resumable` may differ, except those in `fixed`. What the run's version did not know has its
+    default there.
+    """
+    before = settings_to_dict(type(settings)()) | dict(saved)
+    if changes := setting_changes(before, settings_to_dict(settings), resumable_names(settings) - set(fixed)):
+        raise ValueError(
+            f"{where} was begun with other settings ({changes}); "
+            "resume with the same settings or choose another output directory"
+        )
+
+
+def setting_changes(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> str:
+    """Where settings as JSON differ, as "seed was 0, is 1", those in `free` left out; empty where nowhere."""
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed if name not in free)
+
+
+def resumable_names(settings: Any) -> set[str]:
+    """The settings with which a run may be resumed that began with others."""
+    return {field.name for field in dataclasses.fields(settings) if field.metadata.get("resumable")}
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:

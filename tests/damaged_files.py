@@ -15,8 +15,7 @@ from tiny_runs import write_dataset
 from agents.adaptation.online_episodes import KeptEpisodes
 from agents.benchmark.results import Results
 from agents.benchmark.suite import Protocol
-from agents.training.learning_curve import CurvePoint, LearningCurve
-from agents.training.policy_files import PolicyRecord
+from agents.training.policy_files import CurvePoint, LearningCurve, PolicyRecord
 from agents.wrappers.vec_context import FramesSeen
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.data.data_record import read_data_record, write_data_record
@@ -102,7 +101,7 @@ def make_targets(root: Path) -> dict[str, Target]:
         "kept episodes": Target(root / "kept", lambda path: KeptEpisodes(1, 2).load(path / "k.npz")),
         "data record": Target(root / "data_record", read_data_record),
         "training settings": Target(root / "settings", training_settings),
-        "arena results": Target(root / "results", lambda path: Results.load(path / "r.json", "dmc100k", protocol)),
+        "benchmark results": Target(root / "results", lambda path: Results.load(path / "r.json", "dmc100k", protocol)),
     }
 
 

@@ -12,8 +12,7 @@ from tiny_runs import REPEAT, policy_settings
 
 import agents.adaptation.adapt_context
 from agents import EvaluateSettings, TrainPolicySettings, WrongPerceiver, evaluate, train_policy
-from agents.training.learning_curve import LearningCurve
-from agents.training.policy_files import PolicyRecord
+from agents.training.policy_files import LearningCurve, PolicyRecord
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.data_record import write_data_record
 from perceiver_obs.data.rollouts import RolloutDataset

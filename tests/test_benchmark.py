@@ -1,9 +1,10 @@
-"""The arena on real parts: it trains what is missing, keeps what is there, and refuses what cannot be compared."""
+"""The benchmark on real parts: it trains what is missing, keeps what is there, and refuses what cannot be compared."""
 
 import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,7 @@ from agents.benchmark.results import Results, find_runs
 from agents.benchmark.settings import BenchmarkSettings
 from agents.benchmark.suite import METHODS, TASKS, Protocol, RunKey
 from agents.cli import main
-from agents.training.policy_files import PolicyRecord
-from agents.training.run_lock import only_trainer
+from agents.training.policy_files import PolicyRecord, only_trainer
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from perceiver_obs import CausalPerceiverIO
@@ -72,9 +72,9 @@ def small(inputs, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def arena(inputs, tmp_path_factory):
+def finished(inputs, tmp_path_factory):
     """The settings of a benchmark of two methods that has run."""
-    settings = small(inputs, tmp_path_factory.mktemp("arena"))
+    settings = small(inputs, tmp_path_factory.mktemp("finished"))
     benchmark(settings)
     return settings
 
@@ -83,34 +83,34 @@ def policies(settings):
     return {path: path.stat().st_mtime_ns for path in sorted(settings.out.rglob("policy.zip"))}
 
 
-def test_runs_leave_results_a_page_and_curves(arena):
-    results = Results.load(arena.results, "dmc100k", arena)
+def test_runs_leave_results_a_page_and_curves(finished):
+    results = Results.load(finished.results, "dmc100k", finished)
     assert [(run.method, run.task, run.seed) for run in results.runs] == [("state", TASK, 0), ("pca", TASK, 0)]
     state, pca = results.runs
     for run in results.runs:
         assert [point["frames"] for point in run.curve] == [80, 160]
         assert run.final_return == pytest.approx(np.mean(run.curve[-1]["returns"]))
         assert run.seconds > 0
-        assert run.made_with["mujoco"]
+        assert run.provenance["mujoco"]
     assert state.offline == {"control_steps": 0, "rendered": 0, "policies": []}
     assert pca.offline == {"control_steps": 4 * 12 * 8, "rendered": 4 * 13, "policies": ["random", "correlated"]}
     assert state.fingerprint is None
     assert pca.fingerprint is not None
-    page = (arena.docs / "dmc100k.md").read_text()
+    page = (finished.docs / "dmc100k.md").read_text()
     assert f"| {TASK} | {state.final_return:.0f} (1 seed) | {pca.final_return:.0f} (1 seed) | 759 |" in page
     assert "384 offline + 160 online" in page
     assert "1 of 6 tasks: too few" in page
-    with Image.open(arena.docs / "images" / "dmc100k.png") as picture:
+    with Image.open(finished.docs / "images" / "dmc100k.png") as picture:
         picture.load()
         assert np.asarray(picture).std() > 1
-    assert not list(arena.out.rglob("replay_buffer.pkl"))
+    assert not list(finished.out.rglob("replay_buffer.pkl"))
 
 
-def test_a_second_call_trains_nothing(arena, capsys):
-    before, results = policies(arena), arena.results.read_bytes()
-    benchmark(arena)
-    assert policies(arena) == before
-    assert arena.results.read_bytes() == results
+def test_a_second_call_trains_nothing(finished, capsys):
+    before, results = policies(finished), finished.results.read_bytes()
+    benchmark(finished)
+    assert policies(finished) == before
+    assert finished.results.read_bytes() == results
     assert capsys.readouterr().out.count("): finished") == 2
 
 
@@ -135,13 +135,13 @@ def test_a_killed_run_is_listed_as_unfinished_and_resumed(inputs, tmp_path, monk
     assert "Not finished" not in (settings.docs / "dmc100k.md").read_text()
 
 
-def test_a_policy_of_a_shorter_run_does_not_make_a_run_finished(arena, tmp_path):
+def test_a_policy_of_a_shorter_run_does_not_make_a_run_finished(finished, tmp_path):
     """As a run that is being lengthened looks: the policy is there, the curve not yet."""
-    shutil.copytree(RunKey("state", TASK, 0).directory(arena.out), RunKey("state", TASK, 0).directory(tmp_path))
-    assert [run.ended is None for run in find_runs(tmp_path, arena)] == [False]
+    shutil.copytree(RunKey("state", TASK, 0).directory(finished.out), RunKey("state", TASK, 0).directory(tmp_path))
+    assert [run.ended is None for run in find_runs(tmp_path, finished)] == [False]
     curve = RunKey("state", TASK, 0).directory(tmp_path) / "curve.jsonl"
     curve.write_text(curve.read_text().splitlines()[0] + "\n")
-    assert [(run.ended, run.frames) for run in find_runs(tmp_path, arena)] == [(None, 80)]
+    assert [(run.ended, run.frames) for run in find_runs(tmp_path, finished)] == [(None, 80)]
 
 
 def test_the_first_seed_comes_first_on_all_tasks_and_methods(inputs, tmp_path, capsys):
@@ -171,28 +171,28 @@ def test_a_run_that_another_process_trains_is_left_to_it(inputs, tmp_path, capsy
     assert [run.method for run in benchmark(settings).runs] == ["state", "pca"], "the lock ends with its holder"
 
 
-def test_results_of_other_machines_stay_and_own_ones_are_renewed(arena, tmp_path):
-    content = json.loads(arena.results.read_text())
+def test_results_of_other_machines_stay_and_own_ones_are_renewed(finished, tmp_path):
+    content = json.loads(finished.results.read_text())
     elsewhere = {**content["runs"][0], "task": "cheetah-run", "seed": 7}
     outdated = {**content["runs"][0], "seconds": -1.0}
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**content, "runs": [elsewhere, outdated]}))
-    results = benchmark(replace(arena, results=path, docs=tmp_path, report_only=True))
+    results = benchmark(replace(finished, results=path, docs=tmp_path, report_only=True))
     assert [(run.method, run.task, run.seed) for run in results.runs] == [
         ("state", TASK, 0),
         ("state", "cheetah-run", 7),
         ("pca", TASK, 0),
     ]
     assert results.runs[0].seconds > 0
-    assert Results.load(path, "dmc100k", arena) == results
+    assert Results.load(path, "dmc100k", finished) == results
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_the_page_comes_out_the_same_from_the_data_alone(arena, tmp_path):
-    settings = replace(arena, out=tmp_path / "nowhere", docs=tmp_path / "docs", report_only=True)
+def test_the_page_comes_out_the_same_from_the_data_alone(finished, tmp_path):
+    settings = replace(finished, out=tmp_path / "nowhere", docs=tmp_path / "docs", report_only=True)
     benchmark(settings)
     for name in ("dmc100k.md", "images/dmc100k.png"):
-        assert (settings.docs / name).read_bytes() == (arena.docs / name).read_bytes()
+        assert (settings.docs / name).read_bytes() == (finished.docs / name).read_bytes()
 
 
 def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
@@ -237,6 +237,15 @@ def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
     assert tuple(BenchmarkSettings().methods) == tuple(METHODS)
 
 
+def test_the_published_results_are_of_this_protocol():
+    """Written by earlier versions, which had another word for the provenance."""
+    results = Results.load(
+        Path(__file__).parent.parent / "benchmarks" / "results" / "dmc100k.json", "dmc100k", Protocol()
+    )
+    assert len(results.runs) > 80
+    assert all(run.provenance["mujoco"] for run in results.runs)
+
+
 def test_random_features_are_the_same_network_with_other_weights_alike_in_scale(inputs, tmp_path):
     data = str(inputs / "data")
     features = BenchmarkFeatures(str(inputs / "model"), (data,), tmp_path, "cpu", False)
@@ -270,21 +279,21 @@ def test_features_of_another_model_or_other_rollouts_are_not_mixed(inputs, tmp_p
             make(TASK, 0)
 
 
-def test_a_run_with_other_settings_is_refused(arena, tmp_path):
+def test_a_run_with_other_settings_is_refused(finished, tmp_path):
     record = RunKey("state", TASK, 0).directory(tmp_path) / "policy.json"
     record.parent.mkdir(parents=True)
-    content = json.loads((RunKey("state", TASK, 0).directory(arena.out) / "policy.json").read_text())
+    content = json.loads((RunKey("state", TASK, 0).directory(finished.out) / "policy.json").read_text())
     content["settings"] |= {"learning_rate": 3e-4, "device": "cuda"}
     record.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"other settings \(learning_rate was 0.0003, is 0.001\)"):
-        find_runs(tmp_path, arena)
+        find_runs(tmp_path, finished)
 
 
-def test_a_run_on_another_model_is_refused_before_training(inputs, arena, tmp_path):
+def test_a_run_on_another_model_is_refused_before_training(inputs, finished, tmp_path):
     settings = small(inputs, tmp_path, methods=("state", "context"))
     record = RunKey("context", TASK, 0).directory(settings.out) / "policy.json"
     record.parent.mkdir(parents=True)
-    content = json.loads((RunKey("state", TASK, 0).directory(arena.out) / "policy.json").read_text())
+    content = json.loads((RunKey("state", TASK, 0).directory(finished.out) / "policy.json").read_text())
     content["settings"]["observation"], content["fingerprint"] = "context", "0123456789abcdef"
     record.write_text(json.dumps(content))
     with pytest.raises(WrongPerceiver, match=f"context, {TASK}, seed 0.* fingerprint 0123456789abcdef"):
@@ -307,9 +316,9 @@ def test_a_run_on_another_model_is_refused_before_training(inputs, arena, tmp_pa
         ("--report-only --results {results}", "holds results of another protocol (eval_episodes was 1, is 10"),
     ],
 )
-def test_wrong_input_is_one_line(inputs, arena, tmp_path, monkeypatch, capsys, options, message):
+def test_wrong_input_is_one_line(inputs, finished, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    options = options.format(data=inputs / "data", results=arena.results).split()
+    options = options.format(data=inputs / "data", results=finished.results).split()
     assert main(["benchmark", "dmc100k", "--out", "runs", "--docs", "docs", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("perceiver-obs benchmark: ")
@@ -318,9 +327,9 @@ def test_wrong_input_is_one_line(inputs, arena, tmp_path, monkeypatch, capsys, o
     assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
-def test_damaged_results_are_named(arena, tmp_path):
+def test_damaged_results_are_named(finished, tmp_path):
     path = tmp_path / "results.json"
-    content = json.loads(arena.results.read_text())
+    content = json.loads(finished.results.read_text())
     for damaged, message in [
         ("{", "not valid JSON"),
         (json.dumps({**content, "format_version": 9}), "does not hold results of dmc100k"),
@@ -328,7 +337,7 @@ def test_damaged_results_are_named(arena, tmp_path):
     ]:
         path.write_text(damaged)
         with pytest.raises(ValueError, match=message):
-            Results.load(path, "dmc100k", arena)
+            Results.load(path, "dmc100k", finished)
 
 
 def test_the_adapted_method_goes_on_training_the_model(inputs, tmp_path, monkeypatch):
@@ -351,11 +360,11 @@ def test_the_adapted_method_goes_on_training_the_model(inputs, tmp_path, monkeyp
     assert policies(settings) == before
 
 
-def test_runs_from_before_adaptation_stay_valid(arena, tmp_path):
-    shutil.copytree(RunKey("state", TASK, 0).directory(arena.out), RunKey("state", TASK, 0).directory(tmp_path))
+def test_runs_from_before_adaptation_stay_valid(finished, tmp_path):
+    shutil.copytree(RunKey("state", TASK, 0).directory(finished.out), RunKey("state", TASK, 0).directory(tmp_path))
     record = RunKey("state", TASK, 0).directory(tmp_path) / "policy.json"
     content = json.loads(record.read_text())
     content["settings"] = {name: value for name, value in content["settings"].items() if "adapt" not in name}
     del content["adaptation"]
     record.write_text(json.dumps(content))
-    assert [run.frames for run in find_runs(tmp_path, arena)] == [160]
+    assert [run.frames for run in find_runs(tmp_path, finished)] == [160]

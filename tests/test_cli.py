@@ -4,18 +4,18 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from agents.cli import JOBS, main
-from perceiver_obs.settings import parse_settings, settings_arguments
+from perceiver_obs.settings import check_same_settings, parse_settings, resumable, settings_to_dict
 
 pytest_plugins = ("tiny_data",)
 
@@ -34,6 +34,10 @@ class Example:
     """Whether it hurries."""
     rate: float = 0.5
     """How fast."""
+    where: Path | None = None
+    """Which way."""
+    more: dict[str, int | float | str] = field(default_factory=dict)
+    """What else."""
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -43,11 +47,12 @@ def test_help_explains_every_setting(name, capsys):
     assert exit_.value.code == 0
     printed = capsys.readouterr().out
     assert f"perceiver-obs {name}" in printed
-    settings = getattr(import_module(JOBS[name].module), JOBS[name].settings)
-    described = {field for base in settings.__mro__ if is_dataclass(base) for field in described_fields(base)}
-    for field in fields(settings):
-        assert f"--{field.name.replace('_', '-')}" in printed
-        assert field.name in described
+    settings = JOBS[name].settings_type()
+    described = {name for base in settings.__mro__ if is_dataclass(base) for name in described_fields(base)}
+    for setting in fields(settings):
+        option, positional = f"--{setting.name.replace('_', '-')}", f"[{setting.name.upper()}]"
+        assert option in printed or positional in printed
+        assert setting.name in described
 
 
 def described_fields(dataclass_type: type) -> set[str]:
@@ -61,12 +66,45 @@ def described_fields(dataclass_type: type) -> set[str]:
 
 
 def test_commands_are_listed(capsys):
-    assert main(["--help"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed and job.summary in printed for name, job in JOBS.items())
-    assert main([]) == 2
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(f"• {name} {job.summary}" in printed for name, job in JOBS.items())
+    assert "OMP_NUM_THREADS" in printed
+    with pytest.raises(SystemExit, match="2"):
+        main([])
     assert main(["trian-tokenizer"]) == 2
-    assert "unknown command 'trian-tokenizer'" in capsys.readouterr().err
+    assert "unknown command 'trian-tokenizer'; did you mean 'train-tokenizer'" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_waits_for_no_library():
+    """On a machine that is busy, importing torch alone takes a minute."""
+    slow = ["torch", "stable_baselines3", "dm_control", "gymnasium", "numpy", "matplotlib"]
+    code = (
+        "import sys, time\nfrom agents.cli import main\ntry: main(['--help'])\n"
+        f"finally: print([name for name in {slow} if name in sys.modules], time.process_time(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    imported, seconds = done.stdout.splitlines()[-2:]
+    assert imported == "[]"
+    assert float(seconds) < 1
+
+
+def test_settings_are_read_without_what_they_set():
+    code = (
+        "import sys\nfrom agents.cli import JOBS, parse_command\nfor name in JOBS: parse_command(name, [])\n"
+        "print([name for name in ('torch', 'stable_baselines3', 'dm_control', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_an_option_that_does_not_exist_names_those_of_its_own_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["collect", "--epsodes", "3"])
+    error = capsys.readouterr().err
+    assert "--episodes" in error
+    assert "perceiver-obs evaluate" not in error
 
 
 def test_the_command_imports_no_progress_bars_before_it_has_set_how_often_they_draw():
@@ -92,18 +130,26 @@ def test_file_gives_defaults_that_options_override(tmp_path):
     assert parse_settings(Example, [], "x") == Example()
 
 
-def test_any_settings_survive_a_file():
-    for values in ({"name": None, "steps": 4, "data": []}, {"name": "-1", "rate": 2.0, "fast": True}):
-        parsed = parse_settings(Example, settings_arguments(Example, values), "x")
-        for name, value in values.items():
-            assert getattr(parsed, name) == (tuple(value) if isinstance(value, list) else value)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Example(name=None, steps=4, data=()),
+        Example(name="-1", rate=2.0, fast=True),
+        Example(name="None", data=("--steps", "")),
+        Example(where=Path("a b"), more={"gamma": 0.9, "kind": "x"}),
+    ],
+)
+def test_any_settings_survive_a_file(settings, tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(settings_to_dict(settings)))
+    assert parse_settings(Example, ["--settings", str(file)], "x") == settings
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"stepz": 3}', "unknown setting 'stepz'; did you mean 'steps'?"),
-        ('{"unheard": 3}', "unknown setting 'unheard'; known are steps, name"),
+        ('{"zzz": 3}', "unknown setting 'zzz'; known are steps, name"),
         ("[1]", "holds a list, expected a JSON object"),
         ("{", "is not valid JSON"),
     ],
@@ -113,19 +159,55 @@ def test_wrong_settings_files_are_named(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         parse_settings(Example, ["--settings", str(file)], "x")
-    with pytest.raises(ValueError, match="--settings needs a value"):
+    with pytest.raises(SystemExit, match="2"):
         parse_settings(Example, ["--settings"], "x")
     with pytest.raises(FileNotFoundError):
         parse_settings(Example, ["--settings", str(tmp_path / "none.json")], "x")
 
 
-def test_value_of_a_wrong_type_in_a_file_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"steps": "many"}, "steps must be of type int, got 'many'"),
+        ({"steps": 1.5}, "steps must be of type int, got 1.5"),
+        ({"data": [1]}, "data must be of type tuple[str, ...], got [1]"),
+        ({"data": "a"}, "data must be of type tuple[str, ...], got 'a'"),
+        ({"fast": None}, "fast must be of type bool, got None"),
+        ({"name": 3}, "name must be of type str | None, got 3"),
+        ({"more": {"gamma": []}}, "more must be of type dict[str, int | float | str], got {'gamma': []}"),
+    ],
+)
+def test_value_of_a_wrong_type_in_a_file_is_refused(tmp_path, values, said):
     file = tmp_path / "settings.json"
-    file.write_text('{"steps": "many"}')
-    with pytest.raises(SystemExit) as exit_:
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {said}") + "$"):
         parse_settings(Example, ["--settings", str(file)], "x")
-    assert exit_.value.code == 2
-    assert "--steps" in capsys.readouterr().err
+
+
+@dataclass
+class Resumed:
+    """A run that may be lengthened."""
+
+    steps: int = resumable(1)
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "fixed", "changes"),
+    [
+        ({"steps": 5, "seed": 0}, (), None),
+        ({"steps": 5}, (), None),  # written before there was a seed
+        ({"seed": 1}, (), "seed was 1, is 0"),
+        ({"seed": 1, "gone": 2}, (), "gone was 2, is None, seed was 1, is 0"),
+        ({"steps": 5}, ("steps",), "steps was 5, is 1"),
+    ],
+)
+def test_a_run_is_resumed_with_other_settings_only_where_they_may_change(saved, fixed, changes):
+    if changes is None:
+        check_same_settings(saved, Resumed(), "it", fixed)
+        return
+    with pytest.raises(ValueError, match=rf"^it was begun with other settings \({changes}\); resume"):
+        check_same_settings(saved, Resumed(), "it", fixed)
 
 
 def test_wrong_input_is_one_line_unless_debugging(tmp_path, capsys, monkeypatch):
@@ -164,7 +246,7 @@ LINE = [
     "--learning-starts 5 --batch-size 8 --net-arch 8",
     "evaluate --policy policy --episodes 1",
     "benchmark dmc100k --tasks cartpole-swingup --methods state --seeds 0 --total-frames 160 --eval-every 160 "
-    "--eval-episodes 1 --out arena --results arena.json --docs docs",
+    "--eval-episodes 1 --out dmc100k --results dmc100k.json --docs docs",
     "report --out .",
 ]
 

@@ -101,4 +101,8 @@ def test_the_flag_alone_means_the_cluster_of_this_machine():
     for arguments in (["--ray"], ["--ray", "--episodes", "3"], ["--ray", "auto"]):
         assert parse_settings(CollectSettings, arguments, "collect").ray == "auto"
     assert parse_settings(CollectSettings, ["--ray", "local"], "collect").ray == "local"
-    assert parse_settings(CollectSettings, [], "collect").ray is None
+    assert parse_settings(CollectSettings, ["--ray=ray://head:10001"], "collect").ray == "ray://head:10001"
+    for arguments in ([], ["--ray", "None"]):
+        assert parse_settings(CollectSettings, arguments, "collect").ray is None
+    with pytest.raises(SystemExit, match="2"):
+        parse_settings(CollectSettings, ["--ray", "local", "auto"], "collect")

@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,8 +42,7 @@ def test_snippets_run_in_order(page, tmp_path, monkeypatch):
 def test_commands_that_take_too_long_for_a_test_have_settings_that_exist(page):
     for line in "".join(snippets(page, "sh")).replace("\\\n", "").splitlines():
         name, *options = shlex.split(line)[1:]
-        settings = getattr(import_module(JOBS[name].module), JOBS[name].settings)
-        parse_settings(settings, options, name)
+        parse_settings(JOBS[name].settings_type(), options, name)
 
 
 def test_every_stage_of_make_model_has_settings_that_exist():
@@ -53,7 +51,7 @@ def test_every_stage_of_make_model_has_settings_that_exist():
     names = []
     for line in lines:
         name, *options = shlex.split(line)[1:]
-        parse_settings(getattr(import_module(JOBS[name].module), JOBS[name].settings), options, name)
+        parse_settings(JOBS[name].settings_type(), options, name)
         names.append(name)
     assert list(dict.fromkeys(names)) == [
         "collect",

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from importlib import import_module
 from itertools import product
 
 import numpy as np
@@ -193,8 +192,7 @@ def empty(tmp_path_factory):
 @given(choice=st.integers(0, 10**6), value=st.sampled_from(ODD_TEXTS))
 def test_options_of_commands(empty, command, choice, value):
     """Each command is asked for a task or for files that are not there, and has an odd value beside."""
-    job = JOBS[command]
-    names = [field.name for field in dataclasses.fields(getattr(import_module(job.module), job.settings))]
+    names = [field.name for field in dataclasses.fields(JOBS[command].settings_type())]
     option = f"--{names[choice % len(names)].replace('_', '-')}"
     try:
         code = main([command, *NOT_THERE.get(command, ()), option, value])

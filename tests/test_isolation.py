@@ -14,11 +14,10 @@ from tiny_models import SIZE, small_frames_model
 from tiny_runs import predictor_settings, tokenizer_settings
 
 from agents import PerceiverFeaturesExtractor, VecPerceiverContext, add_rollouts
-from agents.policies.algorithms import load_to_act
 from agents.wrappers.vec_pca import VecFramePCA
 from envs import make_dmc
 from envs.collection.policies import PolicyContext
-from envs.collection.sb3_policy import Sb3Policy
+from envs.collection.sb3_policy import Sb3Policy, load_sb3
 from perceiver_obs import (
     CausalPerceiverIO,
     ContextEncoder,
@@ -126,7 +125,7 @@ def test_saved_policies_load_and_act_from_generators_of_their_own(tiny_data, mod
     actions = []
     for seed in (1, 1, 2):
         with untouched():
-            load_to_act("PPO", path, "cpu")
+            load_sb3(path)
             policy = Sb3Policy(path, context)
             policy.begin(np.random.default_rng(seed))
             actions.append([policy.act(frame, state), policy.act(frame, state)])

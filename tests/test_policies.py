@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from gymnasium import spaces
+from sb3_contrib import CrossQ
+from stable_baselines3 import SAC
 from stable_baselines3.common.save_util import load_from_pkl
 from tiny_models import tiny_model
 from tiny_runs import REPEAT, kill_at_second_evaluation, policy_settings
@@ -23,8 +26,10 @@ from agents import (
     make_policy_env,
     train_policy,
 )
-from agents.training.learning_curve import read_curve
+from agents.policies.algorithms import fitting_algorithm
+from agents.training.policy_files import PolicyRecord, read_curve
 from envs import make_dmc
+from envs.collection.sb3_policy import load_sb3
 from perceiver_obs import CausalPerceiverIO, PerceiverContextWrapper
 
 
@@ -38,7 +43,7 @@ def perceiver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(perceiver, tmp_path_factory):
-    """The settings of a finished run of SAC on contexts."""
+    """The settings of a finished run of CrossQ on contexts."""
     settings = policy_settings(perceiver, tmp_path_factory.mktemp("trained"))
     assert train_policy(settings) == settings.out / "policy.zip"
     return settings
@@ -54,6 +59,60 @@ def test_a_run_leaves_policy_record_curve_checkpoint_and_scalars(trained):
     assert [path.name for path in (trained.out / "checkpoints").iterdir()] == ["step-48"]
     assert list((trained.out / "tensorboard").glob("*/events*"))
     assert not list(trained.out.rglob("*.tmp*"))
+
+
+def test_what_is_left_open_is_what_learned_fastest(trained):
+    record = PolicyRecord.load(trained.out)
+    chosen = {name: record.settings[name] for name in ("algorithm", "learning_rate", "hyperparameters")}
+    assert chosen == {"algorithm": "CrossQ", "learning_rate": 1e-3, "hyperparameters": {"ent_coef": "auto_0.1"}}
+    policy, venv, _ = load_policy(trained.out, device="cpu")
+    venv.close()
+    assert isinstance(policy, CrossQ)
+    assert (policy.learning_rate, policy.ent_coef) == (1e-3, "auto_0.1")
+    mine = TrainPolicySettings(learning_rate=1e-4, hyperparameters={"gamma": 0.9, "ent_coef": "auto"})
+    assert mine.completed("CrossQ").learning_rate == 1e-4
+    assert mine.completed("CrossQ").hyperparameters == {"gamma": 0.9, "ent_coef": "auto"}
+    assert TrainPolicySettings().completed("PPO").learning_rate == 3e-4
+    assert TrainPolicySettings().completed("PPO").hyperparameters == {}
+
+
+@pytest.mark.parametrize(
+    ("space", "pixels", "algorithm"),
+    [
+        (spaces.Box(-1, 1, (2,)), False, "CrossQ"),
+        (spaces.Box(-1, 1, (2,)), True, "SAC"),
+        (spaces.Discrete(3), False, "DQN"),
+        (spaces.Discrete(3), True, "DQN"),
+        (spaces.MultiBinary(3), False, "PPO"),
+    ],
+)
+def test_the_algorithm_fits_actions_and_observation(space, pixels, algorithm):
+    assert fitting_algorithm(None, space, "Game", pixels) == algorithm
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_was_begun(perceiver, tmp_path):
+    """When nothing was said, it was SAC; the record had another word for its provenance and knew fewer settings."""
+    begun = policy_settings(
+        perceiver, tmp_path, algorithm="SAC", total_frames=24 * REPEAT, hyperparameters={"tau": 0.1}
+    )
+    train_policy(begun)
+    record = json.loads((tmp_path / "policy.json").read_text())
+    assert record["provenance"]["mujoco"]
+    record["made_with"] = record.pop("provenance")
+    del record["settings"]["fit"]
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    policy = train_policy(policy_settings(perceiver, tmp_path, total_frames=30 * REPEAT))
+    assert isinstance(load_sb3(policy), SAC)
+    settings = PolicyRecord.load(tmp_path).settings
+    assert (settings["algorithm"], settings["learning_rate"], settings["hyperparameters"]) == (
+        "SAC",
+        3e-4,
+        {"tau": 0.1},
+    )
+    with pytest.raises(ValueError, match=r"other settings \(algorithm was 'SAC', is 'CrossQ'\)"):
+        train_policy(policy_settings(perceiver, tmp_path, algorithm="CrossQ", total_frames=30 * REPEAT))
+    with pytest.raises(ValueError, match=r"other settings \(hyperparameters was {'tau': 0.1}, is {'tau': 0.2}\)"):
+        train_policy(policy_settings(perceiver, tmp_path, hyperparameters={"tau": 0.2}, total_frames=30 * REPEAT))
 
 
 def test_evaluation_is_that_of_the_policy_in_the_environment(trained, tmp_path):
@@ -91,7 +150,6 @@ def test_evaluation_is_that_of_the_policy_in_the_environment(trained, tmp_path):
     ],
 )
 def test_baselines_and_other_algorithms_share_the_harness(perceiver, tmp_path, observation, algorithm, hyperparameters):
-    pytest.importorskip("sb3_contrib")
     settings = policy_settings(
         perceiver,
         tmp_path,
@@ -217,7 +275,7 @@ def test_another_perceiver_is_refused(trained, tmp_path):
         ({"num_envs": 0}, "num_envs must be 1 or more, got 0"),
         ({"task": "walker-fly"}, "walker-fly"),
         ({"size": 32}, r"\(64, 64, 3\).*\(32, 32, 3\)"),
-        ({"hyperparameters": {"gama": 0.9}}, "SAC does not take the hyperparameters.*gama"),
+        ({"hyperparameters": {"gama": 0.9}}, "CrossQ does not take the hyperparameters.*gama"),
     ],
 )
 def test_settings_that_cannot_work_are_named(perceiver, tmp_path, changes, message):

@@ -239,5 +239,5 @@ def test_a_run_begins_with_them_once(settings, monkeypatch, adapt_every):
 
 def test_a_run_with_other_rollouts_is_not_gone_on_with(settings):
     train_policy(settings)
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="was begun with other settings"):
         train_policy(replace(settings, prior_data=(), total_frames=60 * REPEAT))

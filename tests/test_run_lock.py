@@ -3,7 +3,7 @@
 import pytest
 from fresh_interpreter import run_python
 
-from agents.training.run_lock import RunInUse, only_trainer
+from agents.training.policy_files import RunInUse, only_trainer
 
 
 def test_a_directory_is_held_by_one_and_given_back(tmp_path):
@@ -19,7 +19,7 @@ def test_agents_import_and_train_where_there_is_no_fcntl(tmp_path):
         "sys.modules['fcntl'] = None\n"
         "from pathlib import Path\n"
         "import agents, agents.training.train_policy\n"
-        "from agents.training.run_lock import only_trainer\n"
+        "from agents.training.policy_files import only_trainer\n"
         f"with only_trainer(Path({str(tmp_path)!r})):\n"
         "    print('held')\n"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from agents import TrainPolicySettings
-from agents.training.learning_curve import LearningCurve
+from agents.training.policy_files import LearningCurve
 from perceiver_obs.data.rollouts import RolloutWriter
 from perceiver_obs.training.settings import TrainPredictorSettings, TrainTokenizerSettings
 

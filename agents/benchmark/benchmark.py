@@ -11,8 +11,7 @@ from agents.benchmark.results import Results, find_runs, read_run
 from agents.benchmark.settings import BenchmarkSettings
 from agents.benchmark.suite import METHODS, TASKS, RunKey
 from agents.policies.frozen_perceiver import check_fingerprint
-from agents.training.policy_files import Checkpoints
-from agents.training.run_lock import RunInUse
+from agents.training.policy_files import Checkpoints, RunInUse
 from agents.training.train_policy import train_policy
 from perceiver_obs.settings import near_matches
 
@@ -66,12 +65,12 @@ def _check(settings: BenchmarkSettings) -> None:
 def _check_features(settings: BenchmarkSettings, keys: Sequence[RunKey], features: BenchmarkFeatures) -> None:
     """Finds out before hours of training whether models and rollouts will do."""
     for key in keys:
-        make = METHODS[key.method].features
-        if make is BenchmarkFeatures.context:
+        kind = METHODS[key.method].features
+        if kind == "context":
             fingerprint = features.perceiver.fingerprint
             if run := read_run(settings.out, key, settings):
                 check_fingerprint(fingerprint, run.fingerprint, f"the run {key} in {settings.out}")
-        if METHODS[key.method].adapts or make not in (None, BenchmarkFeatures.context):
+        if METHODS[key.method].adapts or kind not in (None, "context"):
             features.given_rollouts(key.task)
 
 
@@ -89,9 +88,8 @@ def _run(settings: BenchmarkSettings, key: RunKey, features: BenchmarkFeatures) 
         return False
     print(f"resuming after {before.frames:,} frames" if before else "training")
     changes = {"out": key.directory(settings.out), "device": settings.device, "progress_bar": settings.progress_bar}
-    make = METHODS[key.method].features
-    if make:
-        changes["model"] = make(features, key.task, key.seed)
+    if kind := METHODS[key.method].features:
+        changes["model"] = getattr(features, kind)(key.task, key.seed)
     if METHODS[key.method].adapts:
         changes["adapt_data"] = tuple(str(dataset.path) for dataset in features.rollouts(key.task))
     try:

@@ -9,13 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmark.suite import INCIDENTAL, METHODS, TASKS, Protocol, RunKey
-from agents.training.learning_curve import CURVE_FILE, CurvePoint, read_curve
-from agents.training.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord, setting_changes
-from agents.training.settings import recorded_settings
+from agents.benchmark.suite import METHODS, TASKS, Protocol, RunKey
+from agents.training.policy_files import (
+    CURVE_FILE,
+    POLICY_FILE,
+    RECORD_FILE,
+    CurvePoint,
+    PolicyRecord,
+    read_curve,
+    with_provenance,
+)
+from agents.training.settings import TrainPolicySettings
 from perceiver_obs.data.data_record import offline_frames
 from perceiver_obs.files import write_atomic
-from perceiver_obs.settings import read_json
+from perceiver_obs.settings import check_same_settings, read_json, setting_changes, settings_to_dict
 
 FORMAT_VERSION = 1
 
@@ -33,7 +40,7 @@ class RunResult:
         curve: an entry an evaluation, with `frames`, `mean`, `std` and `returns`.
         seconds: wall time, evaluations included.
         ended: when its last file was written, UTC in ISO 8601; None for one that is not finished.
-        made_with: versions and machine.
+        provenance: versions and machine.
     """
 
     method: str
@@ -45,7 +52,7 @@ class RunResult:
     curve: list[dict[str, Any]]
     seconds: float
     ended: str | None
-    made_with: dict[str, str]
+    provenance: dict[str, str]
 
     @property
     def key(self) -> RunKey:
@@ -95,15 +102,17 @@ class Results:
         Raises:
             ValueError: it is damaged, of another version, or its runs followed another protocol.
         """
-        empty = cls(suite, json.loads(json.dumps(protocol.shared())))
+        empty = cls(suite, protocol.shared())
         if not path.is_file():
             return empty
         content = read_json(path)
         if (content.get("suite"), content.get("format_version")) != (suite, FORMAT_VERSION):
             raise ValueError(f"{path} does not hold results of {suite} in format version {FORMAT_VERSION}")
         try:
-            changes = setting_changes(content["protocol"], empty.protocol, ())
-            runs = tuple(RunResult(**run) for run in content["runs"])
+            defaults = settings_to_dict(TrainPolicySettings())  # of settings that its version did not know
+            before = {name: defaults[name] for name in empty.protocol} | content["protocol"]
+            changes = setting_changes(before, empty.protocol)
+            runs = tuple(RunResult(**with_provenance(run)) for run in content["runs"])
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
         if changes:
@@ -133,10 +142,8 @@ def read_run(root: Path, key: RunKey, protocol: Protocol) -> RunResult | None:
     if not (directory / RECORD_FILE).is_file():
         return None
     record = PolicyRecord.load(directory)
-    wanted = asdict(protocol.run(key.method, key.task, key.seed))
-    changes = setting_changes(recorded_settings(record.settings), wanted, INCIDENTAL)
-    if changes:
-        raise ValueError(f"{directory} holds a run with other settings ({changes}); move it elsewhere")
+    wanted = protocol.run(key.method, key.task, key.seed)
+    check_same_settings(record.settings, wanted, f"the run in {directory}", protocol.fixed)
     points = read_curve(directory / CURVE_FILE) if (directory / CURVE_FILE).is_file() else []
     policy = directory / POLICY_FILE
     finished = policy.is_file() and _reaches(points, protocol.total_frames)
@@ -148,7 +155,7 @@ def read_run(root: Path, key: RunKey, protocol: Protocol) -> RunResult | None:
         curve=[{"frames": p.frames, "mean": p.mean_return, "std": p.std_return, "returns": p.returns} for p in points],
         seconds=round(points[-1].seconds, 1) if points else 0.0,
         ended=datetime.fromtimestamp(policy.stat().st_mtime, UTC).isoformat(timespec="seconds") if finished else None,
-        made_with=record.made_with,
+        provenance=record.provenance,
     )
 
 

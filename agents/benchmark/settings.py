@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from agents.benchmark.suite import METHODS, TASKS, Protocol
-from perceiver_obs.settings import Backend, positional
+from perceiver_obs.settings import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(Protocol):
     """Train and compare policies on contexts and on the baselines, and write tables and curves."""
 
-    suite: Literal["dmc100k"] = positional("dmc100k")
+    suite: Annotated[Positional[Literal["dmc100k"]], arg(metavar="[SUITE]")] = "dmc100k"
     """The suite: DMControl-100k, six tasks of dm_control."""
     tasks: tuple[str, ...] = TASKS
     """Tasks to run."""

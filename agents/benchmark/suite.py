@@ -1,14 +1,13 @@
-"""The arena: tasks, protocol and one set of policy settings for every method that is compared."""
+"""The benchmark: tasks, protocol and one algorithm for every method that is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from agents.benchmark.features import BenchmarkFeatures
 from agents.training.settings import Observation, TrainPolicySettings
+from perceiver_obs.settings import resumable_names, settings_to_dict
 
 DRQ_AT_100K = {
     "cartpole-swingup": 759,
@@ -20,21 +19,12 @@ DRQ_AT_100K = {
 }
 """Returns of DrQ after 100k environment steps, as published (Kostrikov et al. 2020, https://arxiv.org/abs/2004.13649)."""
 TASKS = tuple(DRQ_AT_100K)
-POLICY = {
-    "algorithm": "CrossQ",
-    "learning_rate": 1e-3,
-    "batch_size": 256,
-    "net_arch": (256, 256),
-    "learning_starts": 1000,
-    "buffer_size": 100_000,
-    "hyperparameters": {"ent_coef": "auto_0.1"},
-}
-"""CrossQ (Bhatt et al. 2024, https://arxiv.org/abs/1902.05605) is SAC with batch normalisation and without target
-networks. In 100k steps from the true state of cheetah-run SAC learned a fifth as much (docs/recipe.md)."""
+ALGORITHM = "CrossQ"
+"""For all methods, pixels too. CrossQ (Bhatt et al. 2024, https://arxiv.org/abs/1902.05605) is SAC with batch
+normalisation and without target networks. In 100k steps from the true state of cheetah-run SAC learned a fifth as much
+(docs/recipe.md)."""
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
-# May differ between machines.
-INCIDENTAL = ("model", "adapt_data", "out", "device", "backend", "progress_bar", "record")
-OF_A_RUN = ("task", "observation", "seed", "prior_data", *ADAPT, *INCIDENTAL)  # all else is the protocol
+OF_A_RUN = {"task", "observation", "seed", "prior_data", *ADAPT}
 
 
 @dataclass(frozen=True)
@@ -44,23 +34,24 @@ class Method:
     Attributes:
         label: its name in tables and pictures.
         observation: what the policy sees.
-        features: makes what `model` names for a task and seed, where the policy reads features.
+        features: the method of `BenchmarkFeatures` that makes what `model` names for a task and seed, where the policy
+            reads features.
         adapts: whether the model goes on learning on what the policy sees.
     """
 
     label: str
     observation: Observation
-    features: Callable[[BenchmarkFeatures, str, int], str] | None = None
+    features: Literal["context", "pca", "random"] | None = None
     adapts: bool = False
 
 
 METHODS = {
-    "context": Method("context, frozen", "context", BenchmarkFeatures.context),
-    "adapted": Method("context, adapted", "context", BenchmarkFeatures.context, adapts=True),
+    "context": Method("context, frozen", "context", "context"),
+    "adapted": Method("context, adapted", "context", "context", adapts=True),
     "state": Method("true state", "state"),
     "pixels": Method("pixels, CNN", "pixels"),
-    "pca": Method("PCA of 3 frames", "pca", BenchmarkFeatures.pca),
-    "random": Method("context, random weights", "context", BenchmarkFeatures.random),
+    "pca": Method("PCA of 3 frames", "pca", "pca"),
+    "random": Method("context, random weights", "context", "random"),
 }
 
 
@@ -86,15 +77,20 @@ class Protocol:
             "eval_every": self.eval_every,
             "eval_episodes": self.eval_episodes,
             "seed": seed,
-            **POLICY,
             **(ADAPT if METHODS[method].adapts else {}),
         }
-        return TrainPolicySettings(**arguments | changes)
+        return TrainPolicySettings(**arguments | changes).completed(ALGORITHM)
 
     def shared(self) -> dict[str, Any]:
-        """The settings that all runs have in common, in plain values."""
-        settings = asdict(self.run("state", TASKS[0], 0))
-        return {name: value for name, value in settings.items() if name not in OF_A_RUN}
+        """The settings that all runs have in common, as JSON holds them."""
+        settings = self.run("state", TASKS[0], 0)
+        of_a_run = OF_A_RUN | (resumable_names(settings) - self.fixed)
+        return {name: value for name, value in settings_to_dict(settings).items() if name not in of_a_run}
+
+    @property
+    def fixed(self) -> set[str]:
+        """Settings that a run may be resumed with anew, but not one of the benchmark."""
+        return {field.name for field in fields(Protocol)}
 
 
 @dataclass(frozen=True)

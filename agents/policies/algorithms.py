@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sb3_contrib
 import stable_baselines3
 from gymnasium import spaces
 from stable_baselines3 import DDPG, TD3
@@ -17,19 +16,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 
-from perceiver_obs.isolation import isolated
-
 CONTINUOUS_ONLY = ("CrossQ", "DDPG", "SAC", "TD3", "TQC")
 DISCRETE_ONLY = ("DQN", "QRDQN")
 TARGET_UPDATE = 250  # steps between copies of DQN's target network; SB3's 10,000 is for millions of frames
-
-# For `load`: the replay buffer's class follows from n_steps again. SB3 warns if it comes from the file.
-CHOOSES_BUFFER = {"replay_buffer_class": None}
 EXPLORATION_NOISE = 0.1  # of the action range [-1, 1]; TD3 and DDPG do not explore by themselves
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
-    """The class of an algorithm of stable_baselines3, or of sb3_contrib where that is installed.
+    """The class of an algorithm of stable_baselines3 or sb3_contrib.
 
     Raises:
         ValueError: there is none of this name that trains on plain observations.
@@ -40,19 +34,21 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     return known[name]
 
 
-def fitting_algorithm(name: str | None, space: spaces.Space, env_name: str) -> str:
-    """The algorithm to train with actions of `space`: the one named, else SAC, DQN for `Discrete`, PPO for the others.
+def fitting_algorithm(name: str | None, space: spaces.Space, env_name: str, pixels: bool = False) -> str:
+    """The algorithm to train with actions of `space`: the one named, or else the one that has been measured to be best.
 
-    Says so in one line where SAC cannot.
+    That is CrossQ (docs/recipe.md), SAC where the policy sees pixels, on which these were not compared. Where neither
+    can, it is DQN for `Discrete` and PPO for the others, and a line says so.
 
     Raises:
         ValueError: the algorithm is unknown, or does not take such actions.
     """
     continuous, discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
     if name is None:
-        name = "SAC" if continuous else "DQN" if discrete else "PPO"
-        if not continuous:
-            print(f"train-policy: {name}, as {env_name} takes {space} and SAC continuous actions only")
+        if continuous:
+            return "SAC" if pixels else "CrossQ"
+        name = "DQN" if discrete else "PPO"
+        print(f"train-policy: {name}, as {env_name} takes {space} and CrossQ continuous actions only")
         return name
     algorithm_class(name)
     unfit = () if continuous else CONTINUOUS_ONLY if discrete else (*CONTINUOUS_ONLY, *DISCRETE_ONLY)
@@ -64,19 +60,11 @@ def fitting_algorithm(name: str | None, space: spaces.Space, env_name: str) -> s
 
 
 def _available(names: Iterable[str]) -> str:
-    more = "" if _contrib() else " (and, with sb3-contrib installed, others such as CrossQ and QRDQN)"
-    return f"available are {', '.join(sorted(names))}{more}"
+    return f"available are {', '.join(sorted(names))}"
 
 
 def _known() -> dict[str, type[BaseAlgorithm]]:
-    return {**_trainable(stable_baselines3), **_contrib()}
-
-
-def load_to_act(name: str, path: Path, device: str, venv: VecEnv | None = None) -> BaseAlgorithm:
-    """A trained policy of algorithm `name` that only acts: it has no replay buffer, which could take gigabytes."""
-    custom_objects = {"buffer_size": 1, **CHOOSES_BUFFER}
-    with isolated(device=device):  # SB3 seeds all generators with the seed of the training
-        return algorithm_class(name).load(path, env=venv, device=device, custom_objects=custom_objects)
+    return _trainable(stable_baselines3) | _trainable(sb3_contrib)
 
 
 def make_algorithm(
@@ -127,13 +115,6 @@ def make_algorithm(
         return cls(policy, venv, policy_kwargs=policy_kwargs, **arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take the hyperparameters {dict(hyperparameters)}: {error}") from error
-
-
-def _contrib() -> dict[str, type[BaseAlgorithm]]:
-    try:
-        return _trainable(importlib.import_module("sb3_contrib"))
-    except ModuleNotFoundError:
-        return {}
 
 
 def _trainable(module: Any) -> dict[str, type[BaseAlgorithm]]:

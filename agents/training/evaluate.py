@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,11 +11,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policies.algorithms import load_to_act
-from agents.policies.frozen_perceiver import check_fingerprint
-from agents.training.policy_env import make_policy_env
-from agents.training.policy_files import POLICY_FILE, PolicyRecord
-from agents.training.settings import EvaluateSettings, PolicyEnvSettings
+from agents.training.policy_files import find_policy
+from agents.training.settings import EvaluateSettings
+from agents.training.trained_policy import load_policy
 from perceiver_obs.files import write_atomic
 
 
@@ -70,53 +67,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         observation=record.settings["observation"],
         fingerprint=record.fingerprint,
     )
-    out = settings.out if settings.out is not None else _directory(settings.policy) / "evaluation.json"
+    out = settings.out if settings.out is not None else find_policy(settings.policy)[0].parent / "evaluation.json"
     write_atomic(out, (json.dumps(asdict(result), indent=2) + "\n").encode())
     print(f"evaluate: {result.task}, return {said_return(result.mean, result.std, len(returns))}: {out}")
     return result
-
-
-def load_policy(
-    path: str | Path,
-    *,
-    num_envs: int = 1,
-    model: str | None = None,
-    device: str = "auto",
-    record: Path | None = None,
-) -> tuple[BaseAlgorithm, VecEnv, PolicyRecord]:
-    """A trained policy to act with, the environments it acts in, and its record.
-
-    Args:
-        path: a directory that `train_policy` wrote, or the `policy.zip` in it.
-        num_envs: environments to make.
-        model: where the Perceiver's checkpoint lies now, if not where it lay in training.
-        device: where the Perceiver and the policy run.
-        record: directory that whole episodes are written to as rollouts.
-
-    Raises:
-        FileNotFoundError, ValueError, WrongPerceiver: as for `evaluate`.
-    """
-    directory = _directory(Path(path))
-    saved = PolicyRecord.load(directory)
-    if not (directory / POLICY_FILE).is_file():
-        raise FileNotFoundError(f"{directory / POLICY_FILE} is missing: the training has not finished")
-    known = {entry.name for entry in fields(PolicyEnvSettings)}
-    settings = {name: value for name, value in saved.settings.items() if name in known} | {"device": device}
-    settings["model"] = model if model is not None else saved.perceiver(directory)
-    venv = make_policy_env(PolicyEnvSettings(**settings), num_envs, record, recorded_as="policy")
-    try:
-        if saved.fingerprint is not None:
-            found = venv.encoder.fingerprint  # type: ignore[attr-defined]
-            check_fingerprint(found, saved.fingerprint, f"the policy in {directory}")
-        policy = load_to_act(saved.algorithm, directory / POLICY_FILE, device, venv)
-    except BaseException:
-        venv.close()
-        raise
-    return policy, venv, saved
-
-
-def _directory(policy: Path) -> Path:
-    return policy.parent if policy.suffix == ".zip" else policy
 
 
 def said_return(mean: float, std: float, episodes: int) -> str:

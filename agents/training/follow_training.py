@@ -11,8 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adaptation.adapt_context import AdaptContext
 from agents.training.evaluate import play_episodes, said_return
-from agents.training.learning_curve import CurvePoint, LearningCurve
-from agents.training.policy_files import Checkpoints
+from agents.training.policy_files import Checkpoints, CurvePoint, LearningCurve
 
 if TYPE_CHECKING:
     from agents.training.settings import TrainPolicySettings

@@ -1,12 +1,15 @@
-"""What a policy leaves on disk: `policy.zip`, `policy.json` beside it, and checkpoints to resume from."""
+"""What a training leaves on disk: `policy.zip`, its record and learning curve, checkpoints; and who may write there."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +25,11 @@ from perceiver_obs.devices import choose_device
 from perceiver_obs.files import new_directory, remove_abandoned, write_atomic
 
 FORMAT_VERSION = 1
-POLICY_FILE, RECORD_FILE, REPLAY_FILE = "policy.zip", "policy.json", "replay_buffer.pkl"
+POLICY_FILE, RECORD_FILE, CURVE_FILE = "policy.zip", "policy.json", "curve.jsonl"
+REPLAY_FILE = "replay_buffer.pkl"
 PERCEIVER_DIRECTORY = "perceiver"
+LOCK_FILE = "run.lock"  # on Windows, where directories cannot be locked
+PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "dm_control", "mujoco", "numpy")
 _HALF_WRITTEN = re.compile(r"\.?step-.*\.tmp")  # without the dot by earlier versions
 
 
@@ -38,7 +44,7 @@ class PolicyRecord:
             reads neither.
         offline_data: the rollouts that these features were trained on, as in `data.json` beside a model; empty
             where there were none, None where it is not known.
-        made_with: versions and machine of the training.
+        provenance: versions and machine of the training.
         adaptation: None where the Perceiver stayed as it was. Else `began_with`, the fingerprint that it had at first,
             and how much it has learned; as it is now, it lies in `perceiver/`.
     """
@@ -47,7 +53,7 @@ class PolicyRecord:
     settings: dict[str, Any]
     fingerprint: str | None
     offline_data: list[dict[str, Any]] | None = None
-    made_with: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
     adaptation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -97,7 +103,7 @@ class PolicyRecord:
             version = values.get("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(f"format version {version!r}, this version reads {FORMAT_VERSION}")
-            return cls(**values)
+            return cls(**with_provenance(values))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a record of a policy: {error}") from error
 
@@ -107,6 +113,20 @@ def save_policy(algorithm: BaseAlgorithm, directory: Path) -> Path:
     path = directory / POLICY_FILE
     write_atomic(path, algorithm.save)
     return path
+
+
+def find_policy(policy: str | Path) -> tuple[Path, PolicyRecord]:
+    """The `policy.zip` of a directory that `train_policy` wrote, or that file itself, and its record.
+
+    Raises:
+        FileNotFoundError: there is no record, or the training has not finished.
+        ValueError: the record is damaged.
+    """
+    path = Path(policy) if Path(policy).suffix == ".zip" else Path(policy) / POLICY_FILE
+    record = PolicyRecord.load(path.parent)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the training has not finished")
+    return path, record
 
 
 class Checkpoints:
@@ -147,27 +167,99 @@ class Checkpoints:
         return [path for path in self.directory.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
 
 
-def setting_changes(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> str:
-    """Where settings differ, as "seed was 0, is 1", those in `free` left out; empty where nowhere."""
-    old, new = ({name: _plain(value) for name, value in each.items() if name not in free} for each in (before, now))
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON holds it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def step_of(checkpoint: Path) -> int:
     """The agent steps after which a checkpoint was stored."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-PACKAGES = ("torch", "stable_baselines3", "dm_control", "mujoco", "numpy")
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation: `frames` are simulated control steps (agent steps x action repeat), `seconds` of the
+    run."""
+
+    frames: int
+    steps: int
+    mean_return: float
+    std_return: float
+    returns: list[float]
+    seconds: float
 
 
-def made_with(device: str) -> dict[str, str]:
+class LearningCurve:
+    """Reads and extends `curve.jsonl`.
+
+    Args:
+        path: the file; it need not exist.
+        steps: how far the run has come. Later points, of a run that was killed after its last checkpoint, are
+            dropped, since they will be measured again.
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path = path
+        self.points = [point for point in read_curve(path) if point.steps <= steps] if path.is_file() else []
+
+    def append(self, point: CurvePoint) -> None:
+        """Adds a point and writes the file, whole or not at all."""
+        self.points.append(point)
+        lines = "".join(json.dumps(asdict(point)) + "\n" for point in self.points)
+        write_atomic(self.path, lines.encode())
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """The points of a `curve.jsonl`, in order; ValueError if it is damaged."""
+    try:
+        points = [CurvePoint(**json.loads(line)) for line in path.read_text().splitlines()]
+        if not all(isinstance(point.steps, int) for point in points):
+            raise TypeError("steps must be whole numbers")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a learning curve: {error}") from error
+    return points
+
+
+class RunInUse(RuntimeError):
+    """Another process trains in this directory."""
+
+
+@contextmanager
+def only_trainer(directory: Path) -> Iterator[None]:
+    """Locks a directory; the lock ends with the process, however that ends.
+
+    Where locks are not to be had, on some network file systems, the run goes on without: it is more important.
+
+    Raises:
+        RunInUse: another process holds the lock.
+    """
+    fcntl, msvcrt = _optional("fcntl"), _optional("msvcrt")
+    held = BlockingIOError if fcntl else PermissionError
+    descriptor = os.open(directory, os.O_RDONLY) if fcntl else os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif msvcrt:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except held as error:
+            raise RunInUse(f"another process is training in {directory}") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def with_provenance(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a record or a result; earlier versions wrote `made_with`."""
+    return {"provenance" if name == "made_with" else name: value for name, value in values.items()}
+
+
+def provenance(device: str) -> dict[str, str]:
     """Versions by package, and what the computations of `device` run on."""
     return {"python": platform.python_version(), "device": _device(device)} | {name: version(name) for name in PACKAGES}
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from envs.env_settings import EnvSettings
-from perceiver_obs.settings import Backend
+from perceiver_obs.settings import Backend, resumable
 
-RESUMABLE = {
-    "total_frames",
-    "out",
-    "device",
-    "backend",
-    "progress_bar",
-    "eval_every",
-    "eval_episodes",
-    "model",
-    "adapt_data",
-    "record",
-}
-"""Settings of a training with which a run may be resumed that began with others."""
 Observation = Literal["context", "state", "pixels", "pca"]
 
 
@@ -33,12 +21,12 @@ class PolicyEnvSettings(EnvSettings):
     """What the policy sees: "context" (the Perceiver's) or a baseline, "state" (the true state; with --env what
     is observed beside the frames),
     "pixels" (three stacked frames, for a CNN) or "pca" (principal components of three stacked frames)."""
-    model: str = "dmc-small"
+    model: str = resumable("dmc-small")
     """Perceiver that makes the contexts: bundled name, directory, or "hf://owner/name" of the hub.
     For "pca", the directory of a fitted projection; "state" and "pixels" need none."""
-    device: str = "auto"
+    device: str = resumable("auto")
     """Where the Perceiver and the policy run: "auto", "cpu", "cuda" ..."""
-    backend: Backend = "auto"
+    backend: Backend = resumable("auto")
     """What computes contexts: "torch", "onnx" for ONNX Runtime on the CPU, or "auto", which takes that on a CPU."""
 
     @property
@@ -52,22 +40,22 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Train a policy on contexts or on a baseline, evaluated on the way; goes on where it was stopped."""
 
     algorithm: str | None = None
-    """Algorithm of stable_baselines3 ("SAC", "PPO" ...) or, where installed, of sb3_contrib ("TQC" ...).
-    None: SAC; with Discrete actions DQN, with other choices PPO."""
-    total_frames: int = 200_000
+    """Algorithm of stable_baselines3 ("SAC", "PPO" ...) or sb3_contrib ("CrossQ", "TQC" ...).
+    None: CrossQ, and SAC on pixels; with Discrete actions DQN, with other choices PPO."""
+    total_frames: int = resumable(200_000)
     """Length of the training in frames: control steps, that is agent steps times action repeat."""
-    eval_every: int = 10_000
+    eval_every: int = resumable(10_000)
     """Frames between evaluations, which are also the checkpoints."""
-    eval_episodes: int = 5
+    eval_episodes: int = resumable(5)
     """Episodes of an evaluation, with the deterministic policy."""
-    out: Path = Path("runs/policy")
+    out: Path = resumable(Path("runs/policy"))
     """Directory of the run. If it holds a run with these settings, that is resumed."""
     seed: int = 0
     """Seed of networks, exploration and environments."""
     num_envs: int = 1
     """Environments run side by side, each in a process of its own."""
-    learning_rate: float = 3e-4
-    """Learning rate of all the algorithm's optimisers."""
+    learning_rate: float | None = None
+    """Learning rate of all the algorithm's optimisers. None: 1e-3 for CrossQ, 3e-4 for all others."""
     batch_size: int = 256
     """Transitions a gradient step."""
     net_arch: tuple[int, ...] = (256, 256)
@@ -77,7 +65,8 @@ class TrainPolicySettings(PolicyEnvSettings):
     buffer_size: int = 100_000
     """Transitions the replay buffer holds; stacked pixels take about 75 kB each."""
     hyperparameters: dict[str, int | float | str] = field(default_factory=dict)
-    """Further arguments of the algorithm, as "--hyperparameters gamma 0.98 tau 0.01"."""
+    """Further arguments of the algorithm, as "--hyperparameters gamma 0.98 tau 0.01". CrossQ has ent_coef auto_0.1
+    unless it is given here."""
     adapt_every: int | None = None
     """Frames between adaptations, in which the Perceiver goes on learning on what the policy has seen.
     For observation "context" and algorithms with a replay buffer. None leaves the Perceiver as it is."""
@@ -85,16 +74,29 @@ class TrainPolicySettings(PolicyEnvSettings):
     """Gradient steps of an adaptation."""
     adapt_learning_rate: float = 3e-4
     """Learning rate of adaptations."""
-    adapt_data: tuple[str, ...] = ()
+    adapt_data: tuple[str, ...] = resumable(())
     """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
     prior_data: tuple[str, ...] = ()
     """Rollout directories that the replay buffer begins with, of the task and with frames as the policy sees them.
     For observation "context" and algorithms with a replay buffer."""
-    record: Path | None = None
+    record: Path | None = resumable(None)
     """Directory for the episodes that the policy trains on, as rollouts with states: data for a Perceiver that
     knows where policies go. None keeps none."""
-    progress_bar: bool = True
+    progress_bar: bool = resumable(True)
     """Show a progress bar with agent steps per second and time left."""
+
+    def completed(self, algorithm: str, begun_with: Mapping[str, Any] | None = None) -> TrainPolicySettings:
+        """With what was left open: as the run was begun, if it was, else what learned fastest with the algorithm."""
+        crossq = algorithm == "CrossQ"  # measured in docs/recipe.md
+        rate, more = (1e-3, {"ent_coef": "auto_0.1"}) if crossq else (3e-4, {})
+        if begun_with is not None:
+            rate, more = begun_with["learning_rate"], begun_with["hyperparameters"]
+        return replace(
+            self,
+            algorithm=algorithm,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            hyperparameters={**more, **self.hyperparameters},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,3 @@ class EvaluateSettings:
     record: Path | None = None
     """Directory that the episodes are added to as rollouts with states, for the on-policy part of a probe or for
     training. None keeps none."""
-
-
-def recorded_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a training; those that its version did not know have their defaults."""
-    return {**asdict(TrainPolicySettings()), **settings}

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.adaptation.adapt_context import AdaptContext
+from agents.adaptation.adapt_context import AdaptContext, FrameBudget
 from agents.adaptation.prior_rollouts import add_rollouts
-from agents.policies.algorithms import CHOOSES_BUFFER, algorithm_class, fitting_algorithm, make_algorithm
+from agents.policies.algorithms import algorithm_class, fitting_algorithm, make_algorithm
 from agents.policies.frozen_perceiver import check_fingerprint
-from agents.training.adapt_run import adapted_record, make_adapt
 from agents.training.evaluate import said_return
 from agents.training.follow_training import FollowTraining
-from agents.training.learning_curve import CURVE_FILE, LearningCurve, read_curve
 from agents.training.policy_env import make_policy_env
 from agents.training.policy_files import (
+    CURVE_FILE,
     PERCEIVER_DIRECTORY,
     POLICY_FILE,
     REPLAY_FILE,
     Checkpoints,
+    LearningCurve,
     PolicyRecord,
-    made_with,
+    only_trainer,
+    provenance,
+    read_curve,
     save_policy,
-    setting_changes,
     step_of,
 )
-from agents.training.run_lock import only_trainer
-from agents.training.settings import RESUMABLE, TrainPolicySettings, recorded_settings
+from agents.training.settings import TrainPolicySettings
 from agents.wrappers.vec_context import VecPerceiverContext
 from agents.wrappers.vec_pca import VecFramePCA
-from perceiver_obs.data.data_record import describe_datasets, read_data_record
+from perceiver_obs.data.data_record import describe_datasets, offline_frames, read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, deduplicate
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.settings import check_same_settings, settings_to_dict
+from perceiver_obs.training.adaptation import training_settings
 
 
 def train_policy(settings: TrainPolicySettings) -> Path:
@@ -46,8 +50,9 @@ def train_policy(settings: TrainPolicySettings) -> Path:
     Beside it the run leaves `policy.json` (settings, and the Perceiver's fingerprint), `curve.jsonl` (a line
     an evaluation), `tensorboard/`, and `checkpoints/` with the newest checkpoint. A run that was killed
     resumes from that one; a finished run returns at once, or goes on where `total_frames` has grown (its replay
-    buffer keeps its size, so holds the newest transitions only). With `adapt_every` the adapted Perceiver lies in
-    `perceiver/`, and checkpoints hold all frames that the policy saw (12 kB each at 64×64).
+    buffer keeps its size, so holds the newest transitions only). What the settings leave open is as it was when the
+    run began. With `adapt_every` the adapted Perceiver lies in `perceiver/`, and checkpoints hold all frames that the
+    policy saw (12 kB each at 64×64).
 
     Raises:
         ValueError: a setting is out of range, the algorithm is unknown, or the directory holds a run with
@@ -55,30 +60,28 @@ def train_policy(settings: TrainPolicySettings) -> Path:
         WrongPerceiver: the directory holds a run on another Perceiver's contexts.
         RunInUse: another process is training in the directory.
     """
-    settings = replace(settings, algorithm=_algorithm(settings))
+    checkpoints = Checkpoints(settings.out / "checkpoints")
+    begun = PolicyRecord.load(settings.out) if checkpoints.latest() else None
+    settings = _completed(settings, begun.settings if begun else None)
     _check(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    with only_trainer(settings.out):
-        return _train(settings)
-
-
-def _train(settings: TrainPolicySettings) -> Path:
-    checkpoints = Checkpoints(settings.out / "checkpoints")
-    checkpoint = checkpoints.latest()
-    venv = make_policy_env(settings, settings.num_envs, settings.record)
-    try:
+    with only_trainer(settings.out), ExitStack() as stack:
+        checkpoint = checkpoints.latest()
+        venv = stack.enter_context(closing(make_policy_env(settings, settings.num_envs, settings.record)))
         record = PolicyRecord(
-            _named(settings),
-            asdict(settings),
+            algorithm_name(settings),
+            settings_to_dict(settings),
             _fingerprint(venv),
             _offline_data(settings),
-            made_with(settings.device),
+            provenance(settings.device),
         )
         if checkpoint is not None:
-            before = PolicyRecord.load(settings.out)
-            _check_same_run(before, record, settings.out)
+            begun = PolicyRecord.load(settings.out)
+            check_same_settings(begun.settings, settings, f"the run in {settings.out}")
+            check_fingerprint(record.began_with, begun.began_with, f"the run in {settings.out}")
             # The policy of a shorter run stays usable until the longer one ends.
-            record = replace(record, fingerprint=before.fingerprint, adaptation=before.adaptation)
+            record = replace(record, fingerprint=begun.fingerprint, adaptation=begun.adaptation)
+
         repeat = venv.get_attr("frame_contract", 0)[0]["action_repeat"]
         total_steps = max(1, settings.total_frames // repeat)
         policy_file = settings.out / POLICY_FILE
@@ -89,56 +92,71 @@ def _train(settings: TrainPolicySettings) -> Path:
         else:
             algorithm = _resumed(settings, venv, checkpoint)
         record.save(settings.out)
-        adapt = _learn(settings, algorithm, total_steps, checkpoints, repeat)
-        if adapt is not None:
-            policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
-            adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
-            adapted_record(record, adapt).save(settings.out)
-        return _say_result(save_policy(algorithm, settings.out))
-    finally:
-        venv.close()
 
-
-def _say_result(policy: Path) -> Path:
-    curve = policy.parent / CURVE_FILE
-    for last in read_curve(curve)[-1:] if curve.is_file() else []:
-        print(f"train-policy: {policy}, return {said_return(last.mean_return, last.std_return, len(last.returns))}")
-    return policy
-
-
-def _learn(
-    settings: TrainPolicySettings,
-    algorithm: BaseAlgorithm,
-    total_steps: int,
-    checkpoints: Checkpoints,
-    action_repeat: int,
-) -> AdaptContext | None:
-    """Trains to the end, and returns what adapted the Perceiver, if anything did."""
-    evaluation_venv = make_policy_env(settings, settings.num_envs)
-    curve = LearningCurve(settings.out / CURVE_FILE, algorithm.num_timesteps)
-    try:
+        evaluation_venv = stack.enter_context(closing(make_policy_env(settings, settings.num_envs)))
+        curve = LearningCurve(settings.out / CURVE_FILE, algorithm.num_timesteps)
         adapt = None
         if settings.adapt_every is not None:
-            adapt = make_adapt(settings, evaluation_venv, action_repeat)
-            if (checkpoint := checkpoints.latest()) is not None:
+            adapt = _adapt_context(settings, settings.adapt_every // repeat, evaluation_venv)
+            if checkpoint is not None:
                 adapt.load(checkpoint)
-        follow = FollowTraining(settings, evaluation_venv, curve, checkpoints, action_repeat, adapt)
+        follow = FollowTraining(settings, evaluation_venv, curve, checkpoints, repeat, adapt)
         algorithm.learn(
             max(0, total_steps - algorithm.num_timesteps),
             callback=[follow] if adapt is None else [follow, adapt],
             reset_num_timesteps=False,
-            tb_log_name=_named(settings),
+            tb_log_name=algorithm_name(settings),
             progress_bar=settings.progress_bar,
         )
-        return adapt
-    finally:
-        evaluation_venv.close()
+
+        if adapt is not None:
+            policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
+            adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
+            _with_adaptation(record, adapt).save(settings.out)
+        return _say_result(save_policy(algorithm, settings.out))
+
+
+def algorithm_name(settings: TrainPolicySettings) -> str:
+    """The algorithm of settings that are complete."""
+    assert settings.algorithm is not None
+    return settings.algorithm
+
+
+def _completed(settings: TrainPolicySettings, begun_with: Mapping[str, Any] | None) -> TrainPolicySettings:
+    """The settings with an algorithm and its own defaults; ValueError where it cannot train in the environment."""
+    name = settings.algorithm
+    if name is None and begun_with is not None:
+        name = begun_with["algorithm"]
+    if name is not None:
+        algorithm_class(name)
+    space: spaces.Space = spaces.Box(-1, 1)  # as all tasks take
+    if settings.env is not None:
+        env = settings.make_env(state_in_info=False)
+        env.close()
+        space = env.action_space
+    name = fitting_algorithm(name, space, settings.env_name, pixels=settings.observation == "pixels")
+    return settings.completed(name, begun_with)
+
+
+def _check(settings: TrainPolicySettings) -> None:
+    positive = ["total_frames", "eval_every", "eval_episodes", "num_envs", "batch_size", "buffer_size"]
+    if settings.adapt_every is not None:
+        positive += ["adapt_every", "adapt_steps"]
+    for name in positive:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
+    for name, given in (("adapt_every", settings.adapt_every is not None), ("prior_data", bool(settings.prior_data))):
+        if given and settings.observation != "context":
+            raise ValueError(f'{name} needs the observation "context", got {settings.observation!r}')
+        if given and not issubclass(algorithm_class(algorithm_name(settings)), OffPolicyAlgorithm):
+            raise ValueError(f"{name} needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
 
 
 def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseAlgorithm:
     prior = sum(dataset.num_frames for dataset in _open(settings.prior_data))
+    assert settings.learning_rate is not None  # as they are complete
     algorithm = make_algorithm(
-        _named(settings),
+        algorithm_name(settings),
         venv,
         policy="CnnPolicy" if settings.observation == "pixels" else "MlpPolicy",
         net_arch=list(settings.net_arch),
@@ -159,12 +177,15 @@ def _new(settings: TrainPolicySettings, venv: VecEnv, total_steps: int) -> BaseA
 
 
 def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> BaseAlgorithm:
-    algorithm = algorithm_class(_named(settings)).load(
+    # The replay buffer's class follows from n_steps again. SB3 warns if it comes from the file.
+    custom_objects: dict[str, Any] = {"replay_buffer_class": None}
+    if settings.adapt_every is not None:  # AdaptContext is about to bring the Perceiver that the policy was saved with
+        custom_objects["observation_space"] = venv.observation_space
+    algorithm = algorithm_class(algorithm_name(settings)).load(
         checkpoint / POLICY_FILE,
         env=venv,
         device=settings.device,
-        # AdaptContext is about to bring the Perceiver that the policy was saved with.
-        custom_objects=CHOOSES_BUFFER | ({"observation_space": venv.observation_space} if settings.adapt_every else {}),
+        custom_objects=custom_objects,
         tensorboard_log=str(settings.out / "tensorboard"),
     )
     if isinstance(algorithm, OffPolicyAlgorithm):
@@ -174,12 +195,36 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
     return algorithm
 
 
-def _open(directories: Sequence[str]) -> list[RolloutDataset]:
-    return deduplicate(map(RolloutDataset, directories))
+def _adapt_context(settings: TrainPolicySettings, every: int, evaluation_venv: VecEnv) -> AdaptContext:
+    """Adaptation every so many agent steps; evaluations follow the Perceiver."""
+    return AdaptContext(
+        settings.adapt_data,
+        every=max(1, every),
+        steps=settings.adapt_steps,
+        learning_rate=settings.adapt_learning_rate,
+        prior_data=settings.prior_data,
+        training=training_settings(find_pretrained(settings.model)),
+        token_cache=settings.out / "token_cache",
+        followers=[evaluation_venv],
+        seed=settings.seed,
+    )
 
 
-def _fingerprint(venv: VecEnv) -> str | None:
-    return venv.encoder.fingerprint if isinstance(venv, (VecPerceiverContext, VecFramePCA)) else None
+def _with_adaptation(record: PolicyRecord, adapt: AdaptContext) -> PolicyRecord:
+    """The record with the Perceiver as it is now, and the frames that it and the policy have cost."""
+    online, offline = adapt.frames.online, record.offline_data
+    if offline is None:
+        frames = f"unknown offline + {online:,} online"
+    else:
+        frames = str(FrameBudget(offline_frames(offline).control_steps, online))
+    adaptation = {
+        "began_with": record.began_with,
+        "adaptations": adapt.adaptations,
+        "gradient_steps": adapt.gradient_steps,
+        "online_frames": online,
+        "frames": f"{frames}; all frames that the policy met are also trained on",
+    }
+    return replace(record, fingerprint=adapt.perceiver.fingerprint, adaptation=adaptation)
 
 
 def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
@@ -194,41 +239,16 @@ def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
     return known + [entry for entry in added if entry["fingerprint"] not in fingerprints]
 
 
-def _algorithm(settings: TrainPolicySettings) -> str:
-    """The algorithm of a run; ValueError where it cannot train in the environment."""
-    if settings.algorithm is not None:
-        algorithm_class(settings.algorithm)
-    if settings.env is None:
-        return fitting_algorithm(settings.algorithm, spaces.Box(-1, 1), settings.task)  # as all tasks take
-    env = settings.make_env(state_in_info=False)
-    env.close()
-    return fitting_algorithm(settings.algorithm, env.action_space, settings.env)
+def _open(directories: Sequence[str]) -> list[RolloutDataset]:
+    return deduplicate(map(RolloutDataset, directories))
 
 
-def _named(settings: TrainPolicySettings) -> str:
-    assert settings.algorithm is not None  # chosen as training begins
-    return settings.algorithm
+def _fingerprint(venv: VecEnv) -> str | None:
+    return venv.encoder.fingerprint if isinstance(venv, (VecPerceiverContext, VecFramePCA)) else None
 
 
-def _check(settings: TrainPolicySettings) -> None:
-    positive = ("total_frames", "eval_every", "eval_episodes", "num_envs", "batch_size", "buffer_size")
-    for name in positive:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
-    for name, given in (("adapt_every", settings.adapt_every is not None), ("prior_data", bool(settings.prior_data))):
-        if given and settings.observation != "context":
-            raise ValueError(f'{name} needs the observation "context", got {settings.observation!r}')
-        if given and not issubclass(algorithm_class(_named(settings)), OffPolicyAlgorithm):
-            raise ValueError(f"{name} needs an algorithm with a replay buffer such as SAC, got {settings.algorithm}")
-    if settings.adapt_every is None:
-        return
-    for name in ("adapt_every", "adapt_steps"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be 1 or more, got {getattr(settings, name)}")
-
-
-def _check_same_run(before: PolicyRecord, now: PolicyRecord, out: Path) -> None:
-    changes = setting_changes(recorded_settings(before.settings), now.settings, RESUMABLE)
-    if changes:
-        raise ValueError(f"{out} holds a run with other settings ({changes}); choose another out directory")
-    check_fingerprint(now.began_with, before.began_with, f"the run in {out}")
+def _say_result(policy: Path) -> Path:
+    curve = policy.parent / CURVE_FILE
+    for last in read_curve(curve)[-1:] if curve.is_file() else []:
+        print(f"train-policy: {policy}, return {said_return(last.mean_return, last.std_return, len(last.returns))}")
+    return policy

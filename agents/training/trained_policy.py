@@ -1,41 +1,89 @@
-"""Policies of `train-policy`, on contexts too, in the form in which `envs` plays episodes."""
+"""Policies of `train-policy`, loaded to act: in environments of SB3, or frame by frame as `envs` plays episodes."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policies.algorithms import load_to_act
 from agents.policies.frozen_perceiver import check_fingerprint
-from agents.training.policy_files import POLICY_FILE, RECORD_FILE, PolicyRecord
+from agents.training.policy_env import make_policy_env
+from agents.training.policy_files import RECORD_FILE, PolicyRecord, find_policy
+from agents.training.settings import PolicyEnvSettings
 from envs.collection.policies import Policy, PolicyContext, make_policy
+from envs.collection.sb3_policy import Sb3Policy, load_sb3
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import ContextEncoder
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    num_envs: int = 1,
+    model: str | None = None,
+    device: str = "auto",
+    record: Path | None = None,
+) -> tuple[BaseAlgorithm, VecEnv, PolicyRecord]:
+    """A trained policy to act with, the environments it acts in, and its record.
+
+    Args:
+        path: a directory that `train_policy` wrote, or the `policy.zip` in it.
+        num_envs: environments to make.
+        model: where the Perceiver's checkpoint lies now, if not where it lay in training.
+        device: where the Perceiver and the policy run.
+        record: directory that whole episodes are written to as rollouts.
+
+    Raises:
+        FileNotFoundError: there is no policy, or its `policy.json` is missing.
+        ValueError: a file is damaged.
+        WrongPerceiver: the Perceiver is not the one that the policy was trained with.
+    """
+    path, saved = find_policy(path)
+    known = {entry.name for entry in fields(PolicyEnvSettings)}
+    settings = {name: value for name, value in saved.settings.items() if name in known} | {"device": device}
+    settings["model"] = model if model is not None else saved.perceiver(path.parent)
+    venv = make_policy_env(PolicyEnvSettings(**settings), num_envs, record, recorded_as="policy")
+    try:
+        if saved.fingerprint is not None:
+            found = venv.encoder.fingerprint  # type: ignore[attr-defined]
+            check_fingerprint(found, saved.fingerprint, f"the policy in {path.parent}")
+        return load_sb3(path, device, venv), venv, saved
+    except BaseException:
+        venv.close()
+        raise
 
 
 def find_record(policy: str) -> PolicyRecord | None:
     """The record of a policy given as a directory that train-policy wrote, or the zip in it; None of any other.
 
     Raises:
-        FileNotFoundError: a directory without a record.
+        FileNotFoundError: a directory without a record, or the training has not finished.
         ValueError: the record is not whole.
     """
     path = Path(policy)
-    if path.is_dir():
-        return PolicyRecord.load(path)
-    if path.suffix == ".zip" and (path.parent / RECORD_FILE).is_file():
-        return PolicyRecord.load(path.parent)
+    if path.is_dir() or (path.suffix == ".zip" and (path.parent / RECORD_FILE).is_file()):
+        return find_policy(path)[1]
     return None
 
 
-def make_any_policy(policy: str, context: PolicyContext, device: str = "auto", model: str | None = None) -> Policy:
+def make_any_policy(
+    policy: str,
+    context: PolicyContext,
+    *,
+    deterministic: bool = True,
+    device: str = "auto",
+    model: str | None = None,
+) -> Policy:
     """What `policy` names: whatever `envs.make_policy` takes, or a directory or zip of train-policy.
 
     Args:
         policy: as above.
         context: what it will act in.
-        device: where the Perceiver of a policy on contexts runs.
+        deterministic: have SB3 policies take their most likely action instead of a sample.
+        device: where a policy on contexts and its Perceiver run.
         model: another place to look for that Perceiver, where it is not where it lay in training.
 
     Raises:
@@ -43,52 +91,46 @@ def make_any_policy(policy: str, context: PolicyContext, device: str = "auto", m
         FileNotFoundError: its training has not finished, or its Perceiver is gone.
         WrongPerceiver: the Perceiver is not the one that the policy was trained with.
     """
-    record = find_record(policy)
-    if record is None:
-        return make_policy(policy, context)
-    path = Path(policy) / POLICY_FILE if Path(policy).is_dir() else Path(policy)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the training has not finished")
-    if record.settings["observation"] == "context":
-        return ContextPolicy(path, record, context, device, model)
-    return make_policy(str(path), context)
+    if find_record(policy) is None:
+        return make_policy(policy, context, deterministic)
+    path, record = find_policy(policy)
+    if record.settings["observation"] != "context":
+        return make_policy(str(path), context, deterministic)
+    try:
+        encoder = ContextEncoder(record.perceiver(path.parent), device=device)
+    except FileNotFoundError:
+        if model is None:
+            raise
+        encoder = ContextEncoder(model, device=device)
+    check_fingerprint(encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
+    return ContextPolicy(path, context, encoder, deterministic, device)
 
 
-class ContextPolicy:
-    """Acts by a policy that was trained on contexts, by its most likely action.
-
-    Args:
-        path: its `policy.zip`.
-        record: what is known of it.
-        context, device, model: as for `make_any_policy`.
-    """
+class ContextPolicy(Sb3Policy):
+    """Acts by a policy that was trained on contexts, which `encoder` makes of the frames; all else as `Sb3Policy`."""
 
     def __init__(
-        self, path: Path, record: PolicyRecord, context: PolicyContext, device: str = "auto", model: str | None = None
+        self, path: Path, context: PolicyContext, encoder: ContextEncoder, deterministic: bool, device: str = "auto"
     ) -> None:
-        try:
-            self._encoder = ContextEncoder(record.perceiver(path.parent), device=device)
-        except FileNotFoundError:
-            if model is None:
-                raise
-            self._encoder = ContextEncoder(model, device=device)
-        check_fingerprint(self._encoder.fingerprint, record.fingerprint, f"the policy in {path.parent}")
-        self._policy = load_to_act(record.algorithm, path, device)
-        self._context, self._actions = context, context.check_actions(self._policy.action_space, path)
+        self._encoder = encoder
+        super().__init__(path, context, deterministic, device)
         self._tag = f"sb3:{path.parent.name}"
+
+    def _look(self, path: str | Path) -> None:
         self._encoding = readable_actions(self._policy, self._encoder.action_dim, type(self).__name__)
-        self._led_here: np.ndarray | None = None
 
     def begin(self, rng: np.random.Generator) -> str:
-        """Starts an episode; nothing in it is random."""
+        """Starts an episode, whose samples `rng` decides."""
+        self._rng = rng
         self._encoder.reset()
-        self._led_here = None
+        self._led_here: np.ndarray | None = None
         return self._tag
 
-    def act(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """The most likely action `[A]` after the frames so far, of which `frame`, uint8 `[H, W, 3]`, is the last."""
-        context = self._encoder.push(frame[None], self._led_here)
-        action = self._policy.predict(context[0], deterministic=True)[0]
+    def _observe(self, frame: np.ndarray, state: np.ndarray) -> np.ndarray:
+        return self._encoder.push(frame[None], self._led_here)[0]
+
+    def _choose(self, observation: np.ndarray) -> np.ndarray:
+        action = super()._choose(observation)
         if self._encoding is not None:
             self._led_here = self._encoding.encode(action)
-        return self._context.as_taken(action, self._actions)
+        return action

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.training.trained_policy import find_record, make_any_policy
-from envs.collection.policies import Policy, PolicyContext
+from envs.collection.policies import Policy, PolicyContext, make_policy
 from envs.collection.settings import CollectSettings
 from envs.collection.worker import play_episode
 from envs.dmc.environment import DmcEnv
@@ -80,7 +80,13 @@ def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset |
     """The episode to watch, and others to fit the read-out on."""
     size = env.frame_contract["size"]
     context = PolicyContext(env.action_space, size, 1 / env.metadata["render_fps"], env.state_names)
-    policy = make_any_policy(settings.policy, context, settings.device, settings.model)
+    policy = make_any_policy(
+        settings.policy,
+        context,
+        deterministic=settings.deterministic,
+        device=settings.device,
+        model=settings.model,
+    )
     num_others = settings.episodes if dataset is None else 0
     longest, fit_steps = (min(steps, env.max_steps or steps) for steps in (settings.max_steps, FIT_STEPS))
     with tqdm(total=longest + 1 + num_others * (fit_steps + 1), unit="frame", desc="play") as bar:
@@ -93,7 +99,7 @@ def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset |
         if dataset is not None:
             wanted = max(2, min(len(dataset), MOST_FIT_FRAMES // max(dataset.lengths)))
             return episode, [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, wanted).round()]
-        noise = make_any_policy("correlated", context)
+        noise = make_policy("correlated", context)
         others = [
             play(noise if index % 2 else policy, WATCHED + 1 + index, fit_steps, random_init=bool(index % 2))
             for index in range(num_others)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from envs.dmc.environment import RenderQuality
-from perceiver_obs.settings import positional
 
 
 @dataclass
 class WatchSettings:
     """Watch a task through a model: an animation of frames, predictions, contexts and the state read from them."""
 
-    task: str = positional("walker-walk")
-    """Task of the dm_control suite, as domain-task. Its name may be left out where it comes first."""
+    task: Annotated[Positional[str], arg(metavar="[TASK]")] = "walker-walk"
+    """Task of the dm_control suite, as domain-task."""
     model: str = "dmc-small"
     """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     policy: str = "correlated"
     """What acts: "random", "correlated", a directory or zip of train-policy, or a "module:Class" of your own.
     Also the .zip of any other SB3 policy on states or pixels. Load only what you trust: these hold pickles."""
+    deterministic: bool = True
+    """Have a policy of SB3 take its most likely action, as in `evaluate`, instead of a sample, as in `collect`."""
     out: str | None = None
     """File to write: .gif, or .webp, which keeps every colour as it is. None: runs/watch/TASK.gif."""
     max_steps: int = 200
@@ -28,7 +31,7 @@ class WatchSettings:
     """Steps ahead that are predicted, in one go.
     Beyond what the model was trained on (train-predictor --horizons) it predicts nothing of worth."""
     data: str | None = None
-    """Rollouts with states to fit the read-out of the state on.
+    """Rollouts with states to fit the linear probe of the state on.
     None: episodes are played for it, half of them by the policy, half by correlated noise from random starts."""
     episodes: int = 16
     """How many are played."""

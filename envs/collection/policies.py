@@ -170,13 +170,16 @@ def policy_parts(policy: str) -> list[str]:
     return parts
 
 
-def make_policy(policy: str, context: PolicyContext) -> Policy:
-    """Make what `policy` names: a part of `policy_parts`, or a `Mixture` of several."""
-    policies = [_make_one(part, context) for part in policy_parts(policy)]
+def make_policy(policy: str, context: PolicyContext, deterministic: bool = False) -> Policy:
+    """Make what `policy` names: a part of `policy_parts`, or a `Mixture` of several.
+
+    SB3 policies act by samples or, where `deterministic`, by their most likely action.
+    """
+    policies = [_make_one(part, context, deterministic) for part in policy_parts(policy)]
     return policies[0] if len(policies) == 1 else Mixture(policies)
 
 
-def _make_one(name: str, context: PolicyContext) -> Policy:
+def _make_one(name: str, context: PolicyContext, deterministic: bool) -> Policy:
     if name == "random":
         return UniformRandom(context)
     if name == "correlated":
@@ -184,7 +187,7 @@ def _make_one(name: str, context: PolicyContext) -> Policy:
     if name.endswith(".zip"):
         from envs.collection.sb3_policy import Sb3Policy
 
-        return Sb3Policy(name, context)
+        return Sb3Policy(name, context, deterministic)
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)(context)

@@ -3,13 +3,33 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from envs.collection.policies import policy_parts
 from envs.dmc.environment import DmcEnv
 from envs.env_settings import EnvSettings
 from envs.frame_observation import FrameObservation
-from perceiver_obs.settings import implicit
+
+
+def _address(given: str = "auto", *more: str) -> str | None:
+    """An address from the command line, where the option alone is "auto"."""
+    if more:
+        raise ValueError(f"one address is expected, got {given} {' '.join(more)}")
+    return None if given == "None" else given
+
+
+ClusterAddress = Annotated[
+    str | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[ADDRESS]",
+        instance_from_str=lambda given: _address(*given),
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +56,7 @@ class CollectSettings(EnvSettings):
     """Compress frames without loss (zstd): less disk, slower reading."""
     workers: int = 0
     """Worker processes; 0 for one on each core."""
-    ray: str | None = implicit(None, "auto")
+    ray: ClusterAddress = None
     """Let workers be actors of the Ray cluster at this address, on all of its machines.
     "auto" (or the option alone) is the cluster that this machine belongs to, "local" one of this machine's own.
     None: processes of this machine."""

@@ -11,7 +11,7 @@ class RunSettings:
     """What every training run has in common."""
 
     data: tuple[str, ...] = ("runs/data",)
-    """Rollout directories to learn from. Several are mixed in equal parts, whatever their sizes."""
+    """Rollout directories to learn from. Several have equal sampling weights, whatever their sizes."""
     out: str = resumable("runs/training")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
     steps: int = resumable(10_000)
@@ -96,7 +96,7 @@ class TrainTokenizerSettings(RunSettings):
     diversity_weight: float = 0.01
     """Weight of the loss that asks for even code usage."""
     motion_weight: float = 0.1
-    """Weight of telling edge targets and how they change from code vectors, so that these hold motion. 0: none."""
+    """Weight of predicting edge targets and how they change from code vectors, so that these hold motion. 0: none."""
     contrastive_weight: float = 0.1
     """Part of it that picking the right frame has."""
     edge_order: int = 10
@@ -133,7 +133,7 @@ class TrainPredictorSettings(RunSettings):
     inputs_per_frame: int | None = 8
     """Linear maps of a frame's whole grid that the Perceiver reads in place of its tokens; None reads every token."""
     keypoints: int | None = 64
-    """Points found in each frame, which these maps are of in place of the grid; None: of the grid."""
+    """Spatial softmax keypoints of each frame, which these maps are of in place of the grid; None: of the grid."""
     token_time_kernel: int = 1
     """Frames joined in each of the Perceiver's inputs."""
     num_latents: int = 8
@@ -163,24 +163,24 @@ class TrainPredictorSettings(RunSettings):
     regression_weight: float = 0.0
     """Weight of the squared error of the code vectors."""
     inverse_dynamics_weight: float = 0.0
-    """Weight of telling the action from two contexts in a row."""
+    """Weight of predicting the action from two contexts in a row."""
     foreground_weight: float = 0.0
     """Extra weight of places that move in their clip."""
     edge_weight: float = 1.0
-    """Weight of telling edge targets, low spatial frequencies of the edges in frames, and how they change."""
+    """Weight of predicting edge targets, low spatial frequencies of the edges in frames, and how they change."""
     contrastive_weight: float = 0.3
     """Weight of picking the frames to come from among all frames of the batch, by their edge targets."""
     reward_weight: float = 0.3
     """Weight of predicting the rewards of the next steps, of what decides about them. 0 learns without rewards."""
     pixel_weight: float = 0.0
-    """Weight of drawing frames from contexts, their own and one to come. It costs a decoder's pass."""
+    """Weight of decoding frames from contexts, their own and one to come. It costs a decoder's pass."""
     state_weight: float = 0.0
     """Weight of regressing the recorded simulator state: privileged training, for data with states. What a model learns
     so is not learned from pixels alone: say so where you report results."""
     edge_order: int = 10
     """Spatial frequencies of the edge targets, in each direction."""
     latent_horizon: int = 6
-    """Steps ahead that contexts are moved, by one linear map, to tell and to pick edge targets; all of them at once."""
+    """Steps of the linear latent dynamics, from which edge targets are predicted and picked; all of them at once."""
     samples: int = 5
     """Frames of each clip whose contexts are trained."""
     token_predictions: int | None = 8

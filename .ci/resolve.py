@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 VERSIONS = ("3.12", "3.13")
-EXTRAS = ("benchmark", "contrib", "minari", "perceptual", "ray", "zstd")
+EXTRAS = ("benchmark", "minari", "perceptual", "ray", "zstd")
 FROM_SOURCE = {"rliable"}  # pip builds such packages for the Python that it runs on only
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 

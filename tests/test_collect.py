@@ -17,7 +17,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from envs import CollectionError, CollectSettings, RolloutDataset, RolloutError, collect, make_dmc
-from envs.collection.policies import CorrelatedNoise, PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import CorrelatedNoise, PolicyContext
 from envs.collection.sb3_policy import algorithm_class
 from envs.collection.settings import make_collection_env
 from envs.collection.worker import play_episode

@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecExtractDictObs, Vec
 from tiny_models import tiny_model
 
 from agents import VecPerceiverContext
-from envs.collection.policies import PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import PolicyContext
 from perceiver_obs import PerceiverContextVectorWrapper, PerceiverContextWrapper
 from perceiver_obs.context_space import ContextSpace
 

@@ -19,7 +19,8 @@ from envs import (
     make_dmc,
     make_env,
 )
-from envs.collection.policies import PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import PolicyContext
 from envs.frame_observation import parse_kwargs, square_frame
 from perceiver_obs import ActionEncoding
 

@@ -20,7 +20,8 @@ from tiny_runs import rollout_meta
 from agents import PerceiverFeaturesExtractor, VecPerceiverContext
 from agents.cli import JOBS, main
 from envs import RolloutDataset, RolloutError, RolloutWriter, make_dmc
-from envs.collection.policies import PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import PolicyContext
 from perceiver_obs import PerceiverContextVectorWrapper
 
 REFUSED = (ValueError, TypeError)

@@ -20,7 +20,8 @@ from agents.training.policy_files import PolicyRecord, save_policy
 from agents.training.trained_policy import make_any_policy
 from agents.visualize.settings import WatchSettings
 from envs import make_dmc
-from envs.collection.policies import PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import PolicyContext
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.clips import leading_actions
 from perceiver_obs.evaluation.predicted_frames import predict

@@ -13,7 +13,8 @@ from agents.policies.frozen_perceiver import check_fingerprint
 from agents.training.policy_env import make_policy_env
 from agents.training.policy_files import RECORD_FILE, PolicyRecord, find_policy
 from agents.training.settings import PolicyEnvSettings
-from envs.collection.policies import Policy, PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import Policy, PolicyContext
 from envs.collection.sb3_policy import Sb3Policy, load_sb3
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import ContextEncoder

@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.training.trained_policy import find_record, make_any_policy
-from envs.collection.policies import Policy, PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import Policy, PolicyContext
 from envs.collection.settings import CollectSettings
 from envs.collection.worker import play_episode
 from envs.dmc.environment import DmcEnv

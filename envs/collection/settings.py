@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from envs.collection.policies import policy_parts
+from envs.collection.named_policies import policy_parts
 from envs.dmc.environment import DmcEnv
 from envs.env_settings import EnvSettings
 from envs.frame_observation import FrameObservation

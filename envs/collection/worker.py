@@ -23,7 +23,8 @@ from typing import Any, TextIO
 import numpy as np
 from gymnasium import spaces
 
-from envs.collection.policies import Policy, PolicyContext, make_policy
+from envs.collection.named_policies import make_policy
+from envs.collection.policies import Policy, PolicyContext
 from envs.collection.settings import CollectSettings, dataset_meta, make_collection_env
 from envs.dmc.environment import DmcEnv
 from envs.frame_observation import FrameObservation

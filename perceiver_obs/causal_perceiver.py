@@ -1,10 +1,8 @@
 """The whole model: video in, one context vector per frame out, offline or frame by frame."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 TIMESCALES = {"fast": 1, "medium": 4, "slow": 16}
-LATER_ARGUMENTS = {"reads": "tokens"}  # by what models without them do
 MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
 
 
@@ -110,6 +107,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         receptive_field: frames that a context depends on, its own included.
     """
 
+    later_arguments: ClassVar = {"reads": "tokens"}
+    former_tensors: ClassVar = {"predictor.regression.": None, "predictor.inverse_dynamics.": None}
     context_mean: Tensor
     context_scale: Tensor
 
@@ -233,18 +232,6 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         """
         sizes = preset(name)
         return cls(video_shape=(sizes.pop("sequence_length"), *frame_shape), **{**sizes, **changes})
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
-        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used.
-        without = {"frame_contract"} | {name for name, old in LATER_ARGUMENTS.items() if self.config()[name] == old}
-        config = {k: v for k, v in self.config().items() if k not in without}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "frame_contract": self.frame_contract}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tiny_runs import write_dataset
 
-from agents.adaptation.online_episodes import KeptEpisodes
+from agents.adaptation.online_episodes import OnlineEpisodes
 from agents.benchmark.results import Results
 from agents.benchmark.suite import Protocol
 from agents.training.learning_curve import CurvePoint, LearningCurve
@@ -83,7 +83,7 @@ def make_targets(root: Path) -> dict[str, Target]:
     (root / "settings").mkdir()
     (root / "settings" / "settings.json").write_text(json.dumps({"data": ["a"], "steps": 5, "horizons": [0, 1]}))
     frame = np.full((1, 4, 4, 3), 7, np.uint8)
-    kept = KeptEpisodes(1, 2)
+    kept = OnlineEpisodes(1, 2)
     kept.begin(FramesSeen(1, frame, np.ones(1, bool)))
     kept.add(FramesSeen(2, frame, np.zeros(1, bool), np.zeros((1, 2), np.float32), rewards=np.zeros(1)))
     (root / "kept").mkdir()
@@ -99,7 +99,7 @@ def make_targets(root: Path) -> dict[str, Target]:
         "checkpoint": Target(root / "checkpoint", lambda path: load_checkpoint(path / "c")),
         "policy record": Target(root / "record", PolicyRecord.load),
         "learning curve": Target(root / "curve", lambda path: LearningCurve(path / "c", 10)),
-        "kept episodes": Target(root / "kept", lambda path: KeptEpisodes(1, 2).load(path / "k.npz")),
+        "online episodes": Target(root / "kept", lambda path: OnlineEpisodes(1, 2).load(path / "k.npz")),
         "data record": Target(root / "data_record", read_data_record),
         "training settings": Target(root / "settings", training_settings),
         "arena results": Target(root / "results", lambda path: Results.load(path / "r.json", "dmc100k", protocol)),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 NAMES = (
     *("tokenizer", "model", "dataset", "compressed dataset", "checkpoint"),
-    *("policy record", "learning curve", "kept episodes", "data record", "training settings", "arena results"),
+    *("policy record", "learning curve", "online episodes", "data record", "training settings", "arena results"),
 )
 
 

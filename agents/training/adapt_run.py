@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 def make_adapt(settings: TrainPolicySettings, evaluation_venv: VecEnv, action_repeat: int) -> AdaptContext:
     """The callback that settings with `adapt_every` ask for; evaluations follow the Perceiver."""
     assert settings.adapt_every is not None
+    model = find_pretrained(settings.model)
     return AdaptContext(
         settings.adapt_data,
         every=max(1, settings.adapt_every // action_repeat),
         steps=settings.adapt_steps,
         learning_rate=settings.adapt_learning_rate,
         prior_data=settings.prior_data,
-        training=training_settings(find_pretrained(settings.model)),
+        training=training_settings(model),
+        heads=model,
         token_cache=settings.out / "token_cache",
-        followers=[evaluation_venv],
+        evaluation_envs=[evaluation_venv],
         seed=settings.seed,
     )
+
+
+def adapts_to_states(settings: TrainPolicySettings) -> bool:
+    """Whether adaptations regress the true state, as the training of the model did."""
+    training = None if settings.adapt_every is None else training_settings(find_pretrained(settings.model))
+    return training is not None and training.state_weight > 0
 
 
 def adapted_record(record: PolicyRecord, adapt: AdaptContext) -> PolicyRecord:

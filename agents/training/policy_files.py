@@ -16,7 +16,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.adaptation.online_episodes import KEPT_FILE
+from agents.adaptation.online_episodes import EPISODES_FILE
 from envs.dmc.tasks import DEFAULT_CAMERAS, resolve_action_repeat, split_task
 from perceiver_obs.devices import choose_device
 from perceiver_obs.files import new_directory, remove_abandoned, write_atomic
@@ -138,8 +138,8 @@ class Checkpoints:
         return max(self._whole(), key=step_of, default=None)
 
     def drop_replay_buffers(self) -> None:
-        """Deletes replay buffers and kept frames, which can take gigabytes. The run can then not be lengthened."""
-        for name in (REPLAY_FILE, KEPT_FILE):
+        """Deletes replay buffers and online episodes, which can take gigabytes. The run can then not be lengthened."""
+        for name in (REPLAY_FILE, EPISODES_FILE):
             for path in self.directory.glob(f"step-*/{name}"):
                 path.unlink()
 

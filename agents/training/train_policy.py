@@ -15,7 +15,7 @@ from agents.adaptation.adapt_context import AdaptContext
 from agents.adaptation.prior_rollouts import add_rollouts
 from agents.policies.algorithms import CHOOSES_BUFFER, algorithm_class, fitting_algorithm, make_algorithm
 from agents.policies.frozen_perceiver import check_fingerprint
-from agents.training.adapt_run import adapted_record, make_adapt
+from agents.training.adapt_run import adapted_record, adapts_to_states, make_adapt
 from agents.training.evaluate import said_return
 from agents.training.follow_training import FollowTraining
 from agents.training.learning_curve import CURVE_FILE, LearningCurve, read_curve
@@ -37,6 +37,7 @@ from agents.wrappers.vec_context import VecPerceiverContext
 from agents.wrappers.vec_pca import VecFramePCA
 from perceiver_obs.data.data_record import describe_datasets, read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, deduplicate
+from perceiver_obs.data.splits import data_paths
 from perceiver_obs.hub import find_pretrained
 
 
@@ -65,7 +66,7 @@ def train_policy(settings: TrainPolicySettings) -> Path:
 def _train(settings: TrainPolicySettings) -> Path:
     checkpoints = Checkpoints(settings.out / "checkpoints")
     checkpoint = checkpoints.latest()
-    venv = make_policy_env(settings, settings.num_envs, settings.record)
+    venv = make_policy_env(settings, settings.num_envs, settings.record, state_in_info=adapts_to_states(settings))
     try:
         record = PolicyRecord(
             _named(settings),
@@ -92,7 +93,7 @@ def _train(settings: TrainPolicySettings) -> Path:
         adapt = _learn(settings, algorithm, total_steps, checkpoints, repeat)
         if adapt is not None:
             policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
-            adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
+            adapt.save_perceiver(settings.out / PERCEIVER_DIRECTORY)
             adapted_record(record, adapt).save(settings.out)
         return _say_result(save_policy(algorithm, settings.out))
     finally:
@@ -187,7 +188,7 @@ def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
     if not settings.reads_features:
         return []
     known = read_data_record(find_pretrained(settings.model))
-    added = describe_datasets(_open(settings.adapt_data + settings.prior_data))
+    added = describe_datasets(_open((*data_paths(settings.adapt_data), *settings.prior_data)))
     if known is None:
         return None
     fingerprints = {entry["fingerprint"] for entry in known}

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 NAMES = (
     *("tokenizer", "model", "dataset", "compressed dataset", "checkpoint"),
-    *("policy record", "learning curve", "online episodes", "data record", "training settings", "arena results"),
+    *(
+        "policy record",
+        "learning curve",
+        "online episodes",
+        "objective heads",
+        "data record",
+        "training settings",
+        "arena results",
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from agents.training.policy_files import PolicyRecord
 from perceiver_obs.data.data_record import offline_frames
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.training.adaptation import training_settings
+from perceiver_obs.training.objective import PRIVILEGED
 
 if TYPE_CHECKING:
     from agents.training.settings import TrainPolicySettings
@@ -55,4 +56,5 @@ def adapted_record(record: PolicyRecord, adapt: AdaptContext) -> PolicyRecord:
         "online_frames": online,
         "frames": f"{frames}; all frames that the policy met are also trained on",
     }
-    return replace(record, fingerprint=adapt.perceiver.fingerprint, adaptation=adaptation)
+    privileged = adapt.perceiver.frame_contract.get(PRIVILEGED)
+    return replace(record, fingerprint=adapt.perceiver.fingerprint, adaptation=adaptation, privileged=privileged)

@@ -41,6 +41,7 @@ class PolicyRecord:
         made_with: versions and machine of the training.
         adaptation: None where the Perceiver stayed as it was. Else `began_with`, the fingerprint that it had at first,
             and how much it has learned; as it is now, it lies in `perceiver/`.
+        privileged: what but frames the Perceiver was trained on ("state"), None where nothing is known.
     """
 
     algorithm: str
@@ -50,6 +51,7 @@ class PolicyRecord:
     made_with: dict[str, str] = field(default_factory=dict)
     adaptation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
+    privileged: str | None = None
 
     @property
     def began_with(self) -> str | None:

@@ -39,6 +39,7 @@ from perceiver_obs.data.data_record import describe_datasets, read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, deduplicate
 from perceiver_obs.data.splits import data_paths
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.training.objective import PRIVILEGED
 
 
 def train_policy(settings: TrainPolicySettings) -> Path:
@@ -74,6 +75,9 @@ def _train(settings: TrainPolicySettings) -> Path:
             _fingerprint(venv),
             _offline_data(settings),
             made_with(settings.device),
+            privileged=venv.encoder.model.frame_contract.get(PRIVILEGED)
+            if isinstance(venv, VecPerceiverContext)
+            else None,
         )
         if checkpoint is not None:
             before = PolicyRecord.load(settings.out)

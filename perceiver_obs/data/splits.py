@@ -24,7 +24,6 @@ def open_datasets(named: Sequence[str]) -> tuple[list[RolloutDataset], list[floa
     """
     weights: dict[str, float] = {}
     for path, weight in map(_path_and_weight, named):
-        path = os.path.normpath(path)
         weights[path] = weights.get(path, 0) + weight
     paths = list(weights)
     datasets = [RolloutDataset(path) for path in paths]
@@ -46,14 +45,14 @@ def data_paths(named: Sequence[str]) -> list[str]:
 def _path_and_weight(named: str) -> tuple[str, float]:
     path, equals, text = named.rpartition("=")
     if not equals or Path(named).is_dir():
-        return named, 1.0
+        return os.path.normpath(named), 1.0
     try:
         weight = float(text)
     except ValueError:
-        return named, 1.0
+        return os.path.normpath(named), 1.0
     if not (path and 0 < weight < math.inf):
         raise ValueError(f"the weight of a dataset must be a positive number, as in runs/data=2, got {named!r}")
-    return path, weight
+    return os.path.normpath(path), weight
 
 
 def joint_contract(datasets: Sequence[RolloutDataset]) -> FrameContract:

@@ -114,7 +114,7 @@ class Adaptation:
             seed_step(settings.seed, 0, 0)
             self._objective = make_objective(self.model, settings, tasks, num_states, device).to(device)
             self.heads = self._take_up(heads)
-            accelerator = make_accelerator(replace(settings, device=device.type))
+            accelerator = make_accelerator(replace(settings, device="cuda" if device.type == "cuda" else "cpu"))
             self._optimizer = make_optimizer(self._objective, settings)
             self._optimizer_steps = OptimizerSteps(self._objective, self._optimizer, settings, accelerator, device)
             if self.datasets:

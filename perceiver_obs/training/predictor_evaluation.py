@@ -114,6 +114,8 @@ class PredictorEvaluation:
             "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
         }
+        if privileged := self.model.frame_contract.get("privileged"):
+            facts["privileged"] = f"trained on the simulator {privileged} too, not on pixels alone"
         for kind in ("_moving", "_changing"):
             if f"model{kind}" in scores:
                 best = max(scores[f"{name}{kind}"] for name in FORECASTS if name != "model")

@@ -221,6 +221,6 @@ def current_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = {FORMER_NAMES.get(name, name): value for name, value in saved.items()}
     settings = {name: value for name, value in settings.items() if name not in FORMER_WEIGHTS or value}
-    if isinstance(horizons := settings.get("horizons"), list) and any(horizons):
-        settings["horizons"] = [steps for steps in horizons if steps]
-    return settings
+    if isinstance(horizons := settings.pop("horizons", None), list):
+        horizons = [steps for steps in horizons if steps]
+    return {**settings, "horizons": horizons} if horizons else settings

@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from tiny_envs import LENGTH, Painted, painted_frame
 from tiny_models import SIZE, offline_contexts, small_frames_model, tiny_model
+from tiny_runs import write_dataset
 
 from agents import (
     AdaptContext,
@@ -22,6 +23,7 @@ from agents import (
 from agents.adaptation.online_episodes import OnlineEpisodes
 from envs import make_dmc
 from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.data.state_coordinates import StateCoordinates
 from perceiver_obs.objectives.saved_heads import read_heads
 from perceiver_obs.training.adaptation import Adaptation, OnlineData, training_settings
 from perceiver_obs.training.settings import TrainPredictorSettings
@@ -208,6 +210,15 @@ def test_states_of_online_episodes_are_regressed(tiny_data, tmp_path):
     assert 0.1 < first < 20
     assert adaptation.learn(dataset[:2], 30)["state"] < first
     assert adaptation.model.frame_contract["privileged"] == "state"
+    other = write_dataset(tmp_path / "without", [20, 20], action_size=1, size=SIZE, task="cartpole-swingup")
+    stateless = learner([other], tmp_path, settings=settings, state_names=dataset.meta["state_names"])
+    stateless.learn(dataset[:2], 1)
+    fitted = stateless._objective.latent.states
+    known = np.concatenate(
+        [StateCoordinates(dataset.meta["state_names"], "cartpole-swingup")(e.states) for e in dataset[:2]]
+    )
+    np.testing.assert_allclose(fitted.mean[0, :5], known.mean(0), atol=0.3 * known.std(0).max())
+    assert (fitted.scale[0, :5] != 1).all(), "scaled by the states that are known, those online"
     unnamed = learner([tiny_data], tmp_path, settings=settings, share=1.0)
     assert unnamed.learn(dataset[:2], 1)["state"] == 0, "states without names are not known"
     with pytest.raises(ValueError, match="regressing states needs"):

@@ -42,7 +42,7 @@ def run_settings(data, out, model, **changes) -> TrainPolicySettings:
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
-    """The directory of a model that tells how it was trained, and that it was trained on nothing."""
+    """The directory of a model that says how it was trained, and that it was trained on nothing."""
     path = tmp_path_factory.mktemp("model")
     small_frames_model().save_pretrained(path)
     write_data_record(path, [])

@@ -6,7 +6,7 @@ from tiny_models import tiny_model
 
 from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
 from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective, Sampling, random_visible
+from perceiver_obs.objectives.predictor import ClipSampling, LossWeights, PredictorObjective, random_visible
 
 EVERY = LossWeights(
     1.0,
@@ -46,7 +46,7 @@ def objective(weights=EVERY, perceptual_distance=None, **sampling) -> PredictorO
     model.tokenizer.requires_grad_(False)
     targets = LatentTargets(("a", "b"), (3, 64, 64), weights.heads, 4, 3, NUM_STATES)
     latent = LatentObjective(targets, model.context_dim, 2) if weights.heads else None
-    return PredictorObjective(model.predictor, weights, Sampling(**sampling), latent, perceptual_distance)
+    return PredictorObjective(model.predictor, weights, ClipSampling(**sampling), latent, perceptual_distance)
 
 
 def test_every_objective_reaches_the_latents(batch, distance):

@@ -15,6 +15,7 @@ from perceiver_obs.objectives.states import StateObjective, StateTargets
 
 CLIPS_TO_FIT = 512  # of each group
 HIDDEN = 512
+FITTED = ("edge_targets", "pixels", "states", "rewards")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class LatentObjective(nn.Module):
         super().__init__()
         self.targets, self.max_horizon = targets, targets.horizon
         tasks, heads = len(targets.tasks), targets.heads
-        edge_targets = EdgeTargets(targets.edge_order, tasks, targets.frame_shape[1:], targets.horizon)
-        self.edge_targets, size = edge_targets, (context_dim, edge_targets.num_coefficients, HIDDEN)
+        self.edge_targets = EdgeTargets(targets.edge_order, tasks, targets.frame_shape[1:], targets.horizon)
+        size = context_dim, self.edge_targets.num_coefficients, HIDDEN
         self.dynamics = LatentDynamics(context_dim, action_dim)
         self.edge_decoder = EdgeDecoder(*size) if "edge" in heads else None
         self.contrast = FrameContrast(*size) if "contrastive" in heads else None
@@ -92,16 +93,31 @@ class LatentObjective(nn.Module):
         self.pixels = PixelObjective(context_dim, targets.frame_shape, tasks) if "pixel" in heads else None
         self._taken_up: dict[str, set[int]] = {}
 
-    def fit(self, clips: RolloutClips, groups: Sequence[int], seed: int, states: StateTargets | None = None) -> None:
+    def fit(
+        self,
+        clips: RolloutClips,
+        groups: Sequence[int],
+        seed: int,
+        states: StateTargets | None = None,
+        parts: Collection[str] = FITTED,
+    ) -> None:
         """Fits what is centred and scaled to the groups of the clips' datasets, each on clips of all of its own.
 
-        What a former run has fitted to a group stays. `states` are those of the clips' datasets; without them none is
-        fitted.
+        What a former run has fitted to a group stays.
+
+        Args:
+            clips: of which datasets.
+            groups: the number of each dataset's task.
+            seed: of the clips that are drawn.
+            states: of the datasets; without them none is fitted.
+            parts: what to fit.
         """
         device = self.edge_targets.mean.device
         for group in sorted(set(groups)):
-            new = {name: part for name, part in self._parts().items() if group not in self._taken_up.get(name, ())}
-            if not new.keys() & {"edge_targets", "pixels", "rewards", "states"}:
+            new = [
+                name for name in parts if getattr(self, name) is not None and group not in self._taken_up.get(name, ())
+            ]
+            if not new:
                 continue
             chosen = [number for number, each in enumerate(groups) if each == group]
             of_group = clips.only(chosen)
@@ -109,21 +125,20 @@ class LatentObjective(nn.Module):
             frames = torch.from_numpy(of_group.frames(places)).to(device)
             if "edge_targets" in new:
                 self.edge_targets.fit(group, frames)
-            if self.pixels is not None and "pixels" in new:
+            if "pixels" in new and self.pixels is not None:
                 self.pixels.fit(group, frames)
-            if self.states is not None and "states" in new and states is not None:
+            if "states" in new and self.states is not None and states is not None:
                 own = [replace(place, dataset=chosen[place.dataset]) for place in places]
                 known = states.clips(own, clips.index.clip_length, self.targets.num_states)
                 self.states.fit(group, known.to(device))
-            if self.rewards is not None and "rewards" in new:
+            if "rewards" in new and self.rewards is not None:
                 self.rewards.fit(group, torch.from_numpy(of_group.rewards(places)[:, 1:]).to(device))
 
     @torch.no_grad()
     def take_up(self, saved: SavedHeads) -> None:
         """Goes on from the heads of a run before, where their shapes fit; of groups, from those of the same task."""
-        groups = {
-            n: saved.tasks.index(task) for n, task in enumerate(self.targets.tasks) if task in saved.tasks if task
-        }
+        known = [(group, task) for group, task in enumerate(self.targets.tasks) if task and task in saved.tasks]
+        groups = {group: saved.tasks.index(task) for group, task in known}
         for name, part in self._parts().items():
             on_edges = name in ("edge_decoder", "contrast")
             if on_edges and "edge_targets" not in self._taken_up:

@@ -36,7 +36,7 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class ClipSampling:
     """Which frames of clips contexts are made of, and which tokens these predict.
 
     Attributes:
@@ -134,7 +134,7 @@ class PredictorObjective(nn.Module):
         self,
         predictor: PerceiverTokenPredictor,
         weights: LossWeights,
-        sampling: Sampling = Sampling(),
+        sampling: ClipSampling = ClipSampling(),
         latent: LatentObjective | None = None,
         perceptual_distance: Distance | None = None,
     ):

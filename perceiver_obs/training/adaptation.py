@@ -153,14 +153,23 @@ class Adaptation:
         states = StateTargets([episodes], [self._coordinates])
         with isolated(device=self.device):
             if self.steps == 0:
-                if self._online_group not in self._groups:
-                    self._objective.fit(online, [self._online_group], self.settings.seed, states)
-                latent = self._objective.latent
-                if latent is not None and latent.learned_anew(self._online_group):
-                    self._let_contexts_learn(False)
-                    self._train(online, states, steps)
-                    self._let_contexts_learn(True)
+                self._begin(online, states, steps)
             return self._train(online, states, steps)
+
+    def _begin(self, online: RolloutClips, states: StateTargets, steps: int) -> None:
+        """Fits to the online episodes what the offline rollouts do not hold, and trains heads that are new."""
+        latent = self._objective.latent
+        if latent is None:
+            return
+        of_task = [dataset for dataset, group in zip(self.datasets, self._groups) if group == self._online_group]
+        if not of_task:
+            latent.fit(online, [self._online_group], self.settings.seed, states)
+        elif all(dataset.meta["state_names"] is None for dataset in of_task):
+            latent.fit(online, [self._online_group], self.settings.seed, states, parts=("states",))
+        if latent.learned_anew(self._online_group):
+            self._let_contexts_learn(False)
+            self._train(online, states, steps)
+            self._let_contexts_learn(True)
 
     def save(self, path: Path, **progress: int) -> None:
         """Writes all that `load` needs to go on, and numbers of the caller's."""

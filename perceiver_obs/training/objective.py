@@ -11,7 +11,7 @@ from perceiver_obs.data.clips import ClipPlace, RolloutClips
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
 from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective, Sampling
+from perceiver_obs.objectives.predictor import ClipSampling, LossWeights, PredictorObjective
 from perceiver_obs.objectives.states import StateTargets
 from perceiver_obs.training.settings import TrainPredictorSettings
 
@@ -55,7 +55,7 @@ def make_objective(
             tasks, model.video_shape[1:], weights.heads, settings.edge_order, settings.latent_horizon, num_states
         )
         latent = LatentObjective(targets, model.predictor.context_dim, model.action_dim)
-    sampling = Sampling(settings.samples, settings.horizons, settings.token_predictions, settings.foreground_weight)
+    sampling = ClipSampling(settings.samples, settings.horizons, settings.token_predictions, settings.foreground_weight)
     distance = PerceptualDistance().to(device) if weights.perceptual else None
     return PredictorObjective(model.predictor, weights, sampling, latent, distance)
 

@@ -180,7 +180,7 @@ def test_a_training_begins_with_the_weights_of_a_model_and_the_heads_of_its_obje
 def test_tasks_of_different_action_sizes_train_together(tiny_data, tiny_tokenizer, tmp_path):
     other = write_dataset(tmp_path / "noise", [12, 12, 12], action_size=3, size=32)
     settings = predictor_settings(tiny_data, tiny_tokenizer, tmp_path / "run", steps=2)
-    settings.data = (str(tiny_data), str(other))
+    settings.data = (str(tiny_data), f"{other}=2")
     model = train_predictor(settings)
     assert model.action_dim == 3
     assert model.frame_contract["tasks"] == ["cartpole-swingup", "noise"]

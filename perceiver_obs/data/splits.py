@@ -12,7 +12,7 @@ from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.frame_contract import FrameContract
 
 
-def open_datasets(named: Sequence[str]) -> tuple[list[RolloutDataset], list[float]]:
+def open_datasets(named: Sequence[str | Path]) -> tuple[list[RolloutDataset], list[float]]:
     """Opens datasets to be mixed, and says how often each is drawn, relative to the others.
 
     Args:
@@ -37,12 +37,13 @@ def open_datasets(named: Sequence[str]) -> tuple[list[RolloutDataset], list[floa
     return datasets, list(weights.values())
 
 
-def data_paths(named: Sequence[str]) -> list[str]:
+def data_paths(named: Sequence[str | Path]) -> list[str]:
     """The directories that `open_datasets` would open, each once."""
     return list(dict.fromkeys(path for path, _ in map(_path_and_weight, named)))
 
 
-def _path_and_weight(named: str) -> tuple[str, float]:
+def _path_and_weight(named: str | Path) -> tuple[str, float]:
+    named = str(named)
     path, equals, text = named.rpartition("=")
     if not equals or Path(named).is_dir():
         return os.path.normpath(named), 1.0

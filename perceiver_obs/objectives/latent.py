@@ -266,6 +266,8 @@ def _load(part: nn.Module, former: Mapping[str, Tensor], groups: Mapping[int, in
         axes = slice(int(name in by_group), -1 if padded else None)
         if tensor.ndim != former[name].ndim or tensor.shape[axes] != former[name].shape[axes]:
             return False
+        if name in by_group and max(groups.values(), default=0) >= len(former[name]):
+            return False
     for name, tensor in own.items():
         if name not in by_group:
             tensor.copy_(former[name])

@@ -107,8 +107,11 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         receptive_field: frames that a context depends on, its own included.
     """
 
-    later_arguments: ClassVar = {"reads": "tokens"}
-    former_tensors: ClassVar = {"predictor.regression.": None, "predictor.inverse_dynamics.": None}
+    LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {"reads": "tokens"}
+    FORMER_TENSORS: ClassVar[dict[str, str | None]] = {
+        "predictor.regression.": None,
+        "predictor.inverse_dynamics.": None,
+    }
     context_mean: Tensor
     context_scale: Tensor
 

@@ -79,7 +79,7 @@ class ContextEncoder:
         Raises:
             ValueError: the model is built in another way.
         """
-        if model.config() != self.model.config():
+        if {**model.config(), "frame_contract": None} != {**self.model.config(), "frame_contract": None}:
             raise ValueError("only a model of the same configuration can be adopted: its contexts take others' place")
         self._take(frozen_model(model, self.device))
 

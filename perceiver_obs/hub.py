@@ -36,16 +36,18 @@ class Pretrained(PyTorchModelHubMixin):
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module whose arguments are plain values.
 
     Attributes:
+        FORMER_ARGUMENTS: that the constructor no longer takes, by the value that saved models may have for them.
+        LATER_ARGUMENTS: that it did not always take, by what models without them do.
+        FORMER_TENSORS: beginnings of names in files of earlier versions, and what they are now; None leaves aside.
         bundled_name: under which the weights ship in the package, None for all others.
         known_as: fingerprints that files of earlier versions gave these weights, by what they are now.
-        later_arguments: arguments that earlier versions did not have, by the value that does what these did.
-        former_tensors: beginnings of names in files of earlier versions, and what they are now; None leaves aside.
     """
 
+    FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
+    LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
+    FORMER_TENSORS: ClassVar[dict[str, str | None]] = {}
     bundled_name: str | None = None
     known_as: Mapping[str, str] = {}
-    later_arguments: ClassVar[Mapping[str, Any]] = {}
-    former_tensors: ClassVar[Mapping[str, str | None]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -55,10 +57,10 @@ class Pretrained(PyTorchModelHubMixin):
         return self.known_as.get(digest, digest)
 
     def _digest(self, tensors: Mapping[str, Tensor]) -> str:
-        # Policies are bound to it: an argument that models used not to have counts only where it is used.
-        config = self.config()
-        without = {"frame_contract"} | {name for name, old in self.later_arguments.items() if config[name] == old}
-        counted = {name: value for name, value in config.items() if name not in without}
+        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
+        # and one that they used to have counts on.
+        config = self.FORMER_ARGUMENTS | self.config()
+        counted = {k: v for k, v in config.items() if k != "frame_contract" and self.LATER_ARGUMENTS.get(k, ...) != v}
         digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode())
@@ -111,15 +113,18 @@ class Pretrained(PyTorchModelHubMixin):
         directory = find_pretrained(name, revision)
         config = _read_config(directory / CONFIG_FILE, cls.__name__)
         known_as = config.pop("known_as", {})
+        for argument, value in cls.FORMER_ARGUMENTS.items():
+            if config.pop(argument, value) != value:
+                raise ValueError(f"{directory / CONFIG_FILE} asks for {argument}, which is no longer supported")
         weights = directory / WEIGHTS_FILE
         try:
             with safe_open(weights, "pt") as tensors, isolated():
                 shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-                model = _build(cls, config, directory, current_names(shapes, cls.former_tensors))
+                model = _build(cls, config, directory, current_names(shapes, cls.FORMER_TENSORS))
                 saved = {key: tensors.get_tensor(key) for key in shapes}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{weights} is missing or not a whole safetensors file: {error}") from error
-        state = current_names(saved, cls.former_tensors)
+        state = current_names(saved, cls.FORMER_TENSORS)
         model.load_state_dict(state)
         model.eval()
         model.known_as = known_as

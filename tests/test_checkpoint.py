@@ -82,7 +82,7 @@ class Former(nn.Module):
 
 
 class Current(Former):
-    former_tensors = {"predictor.regression.": None, "latent.motion.": "latent.dynamics."}
+    FORMER_TENSORS = {"predictor.regression.": None, "latent.motion.": "latent.dynamics."}
 
     def __init__(self) -> None:
         super().__init__(regression=False)

@@ -120,7 +120,7 @@ class PredictorObjective(nn.Module):
     """
 
     # Those of earlier versions, in checkpoints.
-    former_tensors: ClassVar = {
+    FORMER_TENSORS: ClassVar = {
         "predictor.regression.": None,
         "predictor.inverse_dynamics.": None,
         "latent.motion.forth.": "latent.dynamics.transition.",

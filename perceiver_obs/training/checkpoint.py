@@ -71,9 +71,9 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Loads the tensors into a model and an optimiser of the same shapes.
 
-        Where the model has `former_tensors`, as `Pretrained` has, those of earlier versions too.
+        Where the model has `FORMER_TENSORS`, as `Pretrained` has, those of earlier versions too.
         """
-        former = getattr(model, "former_tensors", {})
+        former = getattr(model, "FORMER_TENSORS", {})
         saved = _without_prefix(self.tensors, "model.")
         model.load_state_dict(current_names(saved, former), strict=True)
         names = _parameter_names(model, optimizer)

@@ -48,7 +48,7 @@ class TokenizerObjective(nn.Module):
     """The tokenizer's losses as one forward pass, which data-parallel training asks for."""
 
     # Those of earlier versions, in checkpoints.
-    former_tensors: ClassVar = {
+    FORMER_TENSORS: ClassVar = {
         "motion.latent.motion.forth.": "motion.latent.dynamics.transition.",
         "motion.latent.motion.back.": "motion.latent.dynamics.inverse.",
         "motion.latent.motion.of_action.": "motion.latent.dynamics.action.",

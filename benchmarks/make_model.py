@@ -131,7 +131,7 @@ def main(settings: ModelSettings) -> None:
     CausalPerceiverIO.from_pretrained(settings.out / "full").save_pretrained(
         settings.out / "model", half_precision=True
     )
-    for name in ("data.json", "settings.json"):
+    for name in ("data.json", "settings.json", "objective.safetensors"):
         write_atomic(settings.out / "model" / name, (settings.out / "full" / name).read_bytes())
     print(f"the model: {settings.out / 'model'}; what its contexts carry: {settings.out / 'probe' / 'probe.md'}")
 

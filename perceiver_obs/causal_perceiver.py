@@ -67,7 +67,10 @@ class CausalPerceiverIO(nn.Module, Pretrained):
 
     FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {"temporal_downsample": False}
     LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {"reads": "tokens"}
-
+    FORMER_TENSORS: ClassVar[dict[str, str | None]] = {
+        "predictor.regression.": None,
+        "predictor.inverse_dynamics.": None,
+    }
     context_mean: Tensor
     context_scale: Tensor
 

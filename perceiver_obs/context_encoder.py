@@ -88,7 +88,7 @@ class ContextEncoder:
         Raises:
             ValueError: the model is built in another way.
         """
-        if model.config() != self.model.config():
+        if {**model.config(), "frame_contract": None} != {**self.model.config(), "frame_contract": None}:
             raise ValueError("only a model of the same configuration can take this one's place, the given one differs")
         self._set_frozen(frozen_model(model, self.device))
 

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from perceiver_obs.files import write_atomic
@@ -25,7 +25,7 @@ from perceiver_obs.isolation import isolated, one_thread_if_forked
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-BESIDE = ("data.json", "settings.json")  # what a model was trained on, and how
+BESIDE = ("data.json", "settings.json", "objective.safetensors")  # what a model was trained on, and how
 HUB = "hf://"
 _HUB_NAME = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 _EXPECTED = f"a model is a directory with {CONFIG_FILE} and {WEIGHTS_FILE}"
@@ -38,30 +38,38 @@ class Pretrained(PyTorchModelHubMixin):
     Attributes:
         FORMER_ARGUMENTS: that the constructor no longer takes, by the value that saved models may have for them.
         LATER_ARGUMENTS: that it did not always take, by what models without them do.
+        FORMER_TENSORS: beginnings of names in files of earlier versions, and what they are now; None leaves aside.
         bundled_name: under which the weights ship in the package, None for all others.
+        known_as: fingerprints that files of earlier versions gave these weights, by what they are now.
     """
 
     FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
     LATER_ARGUMENTS: ClassVar[dict[str, Any]] = {}
+    FORMER_TENSORS: ClassVar[dict[str, str | None]] = {}
     bundled_name: str | None = None
+    known_as: Mapping[str, str] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and all weights: contexts of equal fingerprints mean the same."""
+        assert isinstance(self, nn.Module)
+        digest = self._digest(self.state_dict())
+        return self.known_as.get(digest, digest)
+
+    def _digest(self, tensors: Mapping[str, Tensor]) -> str:
+        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
+        # and one that they used to have counts on.
+        config = self.FORMER_ARGUMENTS | self.config()
+        counted = {k: v for k, v in config.items() if k != "frame_contract" and self.LATER_ARGUMENTS.get(k, ...) != v}
+        digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, which `config.json` holds."""
         return dict(self._hub_mixin_config)  # type: ignore[arg-type]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the configuration and all weights: outputs of models of equal fingerprints mean the same."""
-        # Policies are bound to fingerprints: an argument that models used not to have counts only where it is used,
-        # and one that they used to have counts on.
-        config = self.FORMER_ARGUMENTS | self.config()
-        config = {k: v for k, v in config.items() if k != "frame_contract" and self.LATER_ARGUMENTS.get(k, ...) != v}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        assert isinstance(self, nn.Module)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def save_pretrained(  # type: ignore[override]  # the mixin's other options mean nothing here
         self, save_directory: str | Path, *, half_precision: bool = False, **push: Any
@@ -79,6 +87,9 @@ class Pretrained(PyTorchModelHubMixin):
             weights = {name: tensor.half() if name in large else tensor for name, tensor in weights.items()}
         write_atomic(directory / WEIGHTS_FILE, save(weights))
         config = {"class": type(self).__name__, "format_version": FORMAT_VERSION, **self.config()}
+        digest = self._digest(self.state_dict())
+        if digest in self.known_as and not half_precision:
+            config["known_as"] = {digest: self.known_as[digest]}
         write_atomic(directory / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         if push.pop("push_to_hub", False):
             self.push_to_hub(**push)
@@ -101,6 +112,7 @@ class Pretrained(PyTorchModelHubMixin):
         one_thread_if_forked()
         directory = find_pretrained(name, revision)
         config = _read_config(directory / CONFIG_FILE, cls.__name__)
+        known_as = config.pop("known_as", {})
         for argument, value in cls.FORMER_ARGUMENTS.items():
             if config.pop(argument, value) != value:
                 raise ValueError(f"{directory / CONFIG_FILE} asks for {argument}, which is no longer supported")
@@ -108,14 +120,32 @@ class Pretrained(PyTorchModelHubMixin):
         try:
             with safe_open(weights, "pt") as tensors, isolated():
                 shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-                model = _build(cls, config, directory, shapes)
-                state = {key: tensors.get_tensor(key) for key in shapes}
+                model = _build(cls, config, directory, current_names(shapes, cls.FORMER_TENSORS))
+                saved = {key: tensors.get_tensor(key) for key in shapes}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{weights} is missing or not a whole safetensors file: {error}") from error
+        state = current_names(saved, cls.FORMER_TENSORS)
         model.load_state_dict(state)
         model.eval()
+        model.known_as = known_as
+        if state.keys() != saved.keys():
+            before = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in saved.items()}
+            former = model._digest(before)
+            model.known_as = {model._digest(model.state_dict()): known_as.get(former, former)}
         model.bundled_name = next((n for n, p in bundled_models().items() if p.resolve() == directory.resolve()), None)
         return model
+
+
+def current_names(saved: Mapping[str, Any], former: Mapping[str, str | None]) -> dict[str, Any]:
+    """What a file of an earlier version holds, by the names of this one; `former` as in `Pretrained`."""
+    current = {}
+    for name, value in saved.items():
+        beginning = next((each for each in former if name.startswith(each)), None)
+        if beginning is None:
+            current[name] = value
+        elif (now := former[beginning]) is not None:
+            current[now + name.removeprefix(beginning)] = value
+    return current
 
 
 def bundled_models() -> dict[str, Path]:
@@ -204,6 +234,9 @@ def _read_config(path: Path, class_name: str) -> dict[str, Any]:
         raise ValueError(f"{path} describes a {saved_class}, expected a {class_name}")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version!r}, this version reads {FORMAT_VERSION}")
+    known_as = config.get("known_as", {})
+    if not isinstance(known_as, dict) or not all(isinstance(value, str) for value in known_as.values()):
+        raise ValueError(f"{path} must hold fingerprints by fingerprint as known_as, got {known_as!r:.80}")
     return config
 
 

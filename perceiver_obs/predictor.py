@@ -105,12 +105,6 @@ class PerceiverTokenPredictor(FrameReader):
         self.head = ResidualTokenHead(
             channels, tokenizer.num_quantizers, tokenizer.num_codes, tokenizer.quantizer.inner_dim
         )
-        self.regression = nn.Linear(channels, tokenizer.code_dim)
-        self.inverse_dynamics = (
-            nn.Sequential(nn.Linear(2 * self.context_dim, channels), nn.GELU(), nn.Linear(channels, action_dim))
-            if action_dim
-            else None
-        )
         self.float()  # as the tokenizer's code vectors are
 
     def predict(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tiny_runs import write_dataset
 
-from agents.adaptation.online_episodes import KeptEpisodes
+from agents.adaptation.online_episodes import OnlineEpisodes
 from agents.benchmark.results import Results
 from agents.benchmark.suite import Protocol
 from agents.training.policy_files import CurvePoint, LearningCurve, PolicyRecord
@@ -20,6 +20,8 @@ from agents.wrappers.vec_context import FramesSeen
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.data.data_record import read_data_record, write_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
+from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
+from perceiver_obs.objectives.saved_heads import read_heads, save_heads
 from perceiver_obs.training.adaptation import training_settings
 from perceiver_obs.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -81,8 +83,10 @@ def make_targets(root: Path) -> dict[str, Target]:
     write_data_record(root / "data_record", [whole])
     (root / "settings").mkdir()
     (root / "settings" / "settings.json").write_text(json.dumps({"data": ["a"], "steps": 5, "horizons": [0, 1]}))
+    (root / "heads").mkdir()
+    save_heads(root / "heads", LatentObjective(LatentTargets(["a"], (3, 8, 8), ("reward",), 2, 1), 2, None))
     frame = np.full((1, 4, 4, 3), 7, np.uint8)
-    kept = KeptEpisodes(1, 2)
+    kept = OnlineEpisodes(1, 2)
     kept.begin(FramesSeen(1, frame, np.ones(1, bool)))
     kept.add(FramesSeen(2, frame, np.zeros(1, bool), np.zeros((1, 2), np.float32), rewards=np.zeros(1)))
     (root / "kept").mkdir()
@@ -98,7 +102,8 @@ def make_targets(root: Path) -> dict[str, Target]:
         "checkpoint": Target(root / "checkpoint", lambda path: load_checkpoint(path / "c")),
         "policy record": Target(root / "record", PolicyRecord.load),
         "learning curve": Target(root / "curve", lambda path: LearningCurve(path / "c", 10)),
-        "kept episodes": Target(root / "kept", lambda path: KeptEpisodes(1, 2).load(path / "k.npz")),
+        "online episodes": Target(root / "kept", lambda path: OnlineEpisodes(1, 2).load(path / "k.npz")),
+        "objective heads": Target(root / "heads", read_heads),
         "data record": Target(root / "data_record", read_data_record),
         "training settings": Target(root / "settings", training_settings),
         "benchmark results": Target(root / "results", lambda path: Results.load(path / "r.json", "dmc100k", protocol)),

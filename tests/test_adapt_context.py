@@ -12,16 +12,20 @@ from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from tiny_envs import LENGTH, Painted, painted_frame
 from tiny_models import SIZE, offline_contexts, small_frames_model, tiny_model
+from tiny_runs import write_dataset
 
 from agents import (
     AdaptContext,
     VecPerceiverContext,
 )
-from agents.adaptation.online_episodes import KeptEpisodes
+from agents.adaptation.online_episodes import OnlineEpisodes
 from envs import make_dmc
 from perceiver_obs.data.rollouts import RolloutDataset
-from perceiver_obs.training.adaptation import Adaptation
+from perceiver_obs.data.state_coordinates import StateCoordinates
+from perceiver_obs.objectives.saved_heads import read_heads
+from perceiver_obs.training.adaptation import Adaptation, OnlineData, training_settings
 from perceiver_obs.training.settings import TrainPredictorSettings
 
 pytest_plugins = ("tiny_data",)
@@ -116,14 +120,17 @@ def test_all_contexts_are_those_of_the_adapted_perceiver(tiny_data, tmp_path, nu
     venv.close()
 
 
-def learner(data, token_cache, model=None, **changes):
+SETTINGS = TrainPredictorSettings(edge_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)
+
+
+def learner(data, token_cache, model=None, share=0.5, settings=SETTINGS, state_names=None, heads=None):
     """An adaptation of which only the given arguments differ."""
-    settings = TrainPredictorSettings(edge_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)
-    arguments = {"task": "cartpole-swingup", "online_share": 0.5, "device": torch.device("cpu")}
-    return Adaptation(model or small_frames_model(), data, settings, token_cache=token_cache, **(arguments | changes))
+    online = OnlineData("cartpole-swingup", share, state_names)
+    device = torch.device("cpu")
+    return Adaptation(model or small_frames_model(), data, settings, online, token_cache, device, heads)
 
 
-def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_path, monkeypatch):
+def test_the_perceiver_learns_to_predict_the_online_episodes(tiny_data, tmp_path, monkeypatch):
     model = small_frames_model()
     model.set_context_statistics(torch.full((32,), 0.1), torch.full((32,), 0.5))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -131,9 +138,9 @@ def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_pat
     episodes = RolloutDataset(tiny_data)[:3]
     phases, train = [], Adaptation._train
 
-    def note(self, online, steps):
+    def note(self, online, states, steps):
         before = self.model.fingerprint, offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
-        losses = train(self, online, steps)
+        losses = train(self, online, states, steps)
         after = self.model.fingerprint, offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
         phases.append((before[0] == after[0], np.array_equal(before[1], after[1])))
         return losses
@@ -158,6 +165,66 @@ def test_the_perceiver_learns_to_foretell_the_online_episodes(tiny_data, tmp_pat
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "a copy learns"
 
 
+@pytest.mark.parametrize("changes", [{}, {"reads": "frames", "inputs_per_frame": 2, "token_time_kernel": 1}])
+def test_heads_that_a_run_has_left_go_on_and_need_no_steps_alone(tiny_data, tmp_path, monkeypatch, changes):
+    model, episodes = small_frames_model(**changes), RolloutDataset(tiny_data)[:3]
+    first = learner([], tmp_path, model)
+    assert first.heads == "objective heads: all are learned anew"
+    phases, train = [], Adaptation._train
+
+    def note(self, online, states, steps):
+        before = offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
+        losses = train(self, online, states, steps)
+        after = offline_contexts(self.model, episodes[0].pixels, list(episodes[0].actions))
+        phases.append(np.array_equal(before, after))
+        return losses
+
+    monkeypatch.setattr(Adaptation, "_train", note)
+    first.learn(episodes, 2)
+    assert phases == [True, False], "heads learn alone at first, whatever the Perceiver reads"
+    first.save_model(tmp_path / "model")
+    settings = training_settings(tmp_path / "model")
+    assert settings == SETTINGS
+    again = learner([], tmp_path, first.model, settings=settings, heads=tmp_path / "model")
+    for name, tensor in read_heads(tmp_path / "model").tensors.items():
+        assert torch.equal(tensor, again._objective.latent.state_dict()[name]), name
+        assert torch.equal(tensor, first._objective.latent.state_dict()[name]), name
+    phases.clear()
+    again.learn(episodes, 2)
+    assert phases == [False]
+    assert again.steps == 2
+    other = Adaptation(
+        first.model, [], settings, OnlineData("walker-walk"), tmp_path, torch.device("cpu"), tmp_path / "model"
+    )
+    assert other.heads.endswith("taken up; new tasks: walker-walk")
+    phases.clear()
+    other.learn(episodes, 1)
+    assert phases == [True, False], "what is by task is new"
+
+
+def test_states_of_online_episodes_are_regressed(tiny_data, tmp_path):
+    dataset = RolloutDataset(tiny_data)
+    settings = TrainPredictorSettings(state_weight=1.0, edge_weight=0.0, clip_length=7, batch_size=4, reward_weight=0.0)
+    adaptation = learner([], tmp_path, settings=settings, state_names=dataset.meta["state_names"])
+    first = adaptation.learn(dataset[:2], 3)["state"]
+    assert 0.1 < first < 20
+    assert adaptation.learn(dataset[:2], 30)["state"] < first
+    assert adaptation.model.frame_contract["privileged"] == "state"
+    other = write_dataset(tmp_path / "without", [20, 20], action_size=1, size=SIZE, task="cartpole-swingup")
+    stateless = learner([other], tmp_path, settings=settings, state_names=dataset.meta["state_names"])
+    stateless.learn(dataset[:2], 1)
+    fitted = stateless._objective.latent.states
+    known = np.concatenate(
+        [StateCoordinates(dataset.meta["state_names"], "cartpole-swingup")(e.states) for e in dataset[:2]]
+    )
+    np.testing.assert_allclose(fitted.mean[0, :5], known.mean(0), atol=0.3 * known.std(0).max())
+    assert (fitted.scale[0, :5] != 1).all(), "scaled by the states that are known, those online"
+    unnamed = learner([tiny_data], tmp_path, settings=settings, share=1.0)
+    assert unnamed.learn(dataset[:2], 1)["state"] == 0, "states without names are not known"
+    with pytest.raises(ValueError, match="regressing states needs"):
+        learner([], tmp_path, settings=settings)
+
+
 def test_the_result_depends_on_data_and_seed_and_leaves_other_random_numbers_alone(tiny_data, tmp_path):
     episodes = RolloutDataset(tiny_data)[:]
 
@@ -171,15 +238,15 @@ def test_the_result_depends_on_data_and_seed_and_leaves_other_random_numbers_alo
     same = fingerprint(episodes[:2])
     assert fingerprint(episodes[:2]) == same
     assert fingerprint(episodes[2:4]) != same
-    assert fingerprint(episodes[:2], online_share=0.25) != same
-    assert fingerprint(episodes[:2], online_share=0.0) == fingerprint(episodes[2:4], online_share=0.0)
+    assert fingerprint(episodes[:2], share=0.25) != same
+    assert fingerprint(episodes[:2], share=0.0) == fingerprint(episodes[2:4], share=0.0)
 
 
-def test_followers_and_the_logger_hear_of_it(tmp_path):
+def test_evaluation_environments_and_the_logger_hear_of_it(tmp_path):
     venv, _ = make_venv(small_frames_model())
     other, _ = make_venv(small_frames_model())
     policy = make_policy(venv)
-    adapt = callback(tmp_path, followers=[VecMonitor(other)], every=10)
+    adapt = callback(tmp_path, evaluation_envs=[VecMonitor(other)], every=10)
     policy.learn(11, adapt)
     assert adapt.adaptations == 1
     assert other.encoder.fingerprint == venv.encoder.fingerprint == adapt.perceiver.fingerprint
@@ -214,7 +281,7 @@ def test_a_policy_saved_after_adaptations_is_refused_by_another_perceiver(tmp_pa
     venv, follower = VecMonitor(make_venv(model)[0]), VecMonitor(make_venv(model)[0])
     policy = make_policy(venv)
     policy.save(tmp_path / "before")
-    adapt = callback(tmp_path, every=10, followers=[follower])
+    adapt = callback(tmp_path, every=10, evaluation_envs=[follower])
     policy.learn(11, adapt)
     policy.save(tmp_path / "after")
     adapt.perceiver.save_pretrained(tmp_path / "perceiver")
@@ -257,7 +324,7 @@ def test_steps_that_others_take_are_not_kept(tmp_path, intruder, first):
     callbacks = [intruder(policy.get_env()), adapt] if first else [adapt, intruder(policy.get_env())]
     with pytest.raises(ValueError, match="by something else than the training, such as an EvalCallback"):
         policy.learn(19, callbacks)
-    (episodes,) = adapt._kept.rows()
+    (episodes,) = adapt._online.rows()
     assert [episode.steps for episode in episodes] == [6 if first else 7]
     venv.close()
 
@@ -265,7 +332,7 @@ def test_steps_that_others_take_are_not_kept(tmp_path, intruder, first):
 def test_an_evaluation_of_its_own_goes_on_beside_it(tmp_path):
     venv, recorder = make_venv(small_frames_model())
     other, _ = make_venv(small_frames_model())
-    policy, adapt = make_policy(venv), callback(tmp_path, followers=[other])
+    policy, adapt = make_policy(venv), callback(tmp_path, evaluation_envs=[other])
     policy.learn(25, [adapt, evaluate_there(other)])
     assert adapt.adaptations == 1
     assert_contexts_of(adapt.perceiver, policy, recorder, steps=25)
@@ -290,17 +357,44 @@ def test_an_evaluation_between_two_calls_of_learn_leaves_nothing_behind(tmp_path
     venv.close()
 
 
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_states_are_those_of_the_frames(tmp_path, num_envs):
+    """`Painted` states its step; of an episode's end the last state counts, not that of the next one's beginning."""
+    venv = DummyVecEnv([lambda: Painted(state_in_info=True)] * num_envs)
+    context = VecPerceiverContext(venv, small_frames_model(2))
+    assert context.state_names == ("position/step",)
+    context.reset()
+    online = OnlineEpisodes(num_envs, context.action_size)
+    online.begin(context.seen)
+    for _ in range(2 * LENGTH + 2):
+        context.step(np.zeros((num_envs, 2), np.float32))
+        online.add(context.seen)
+    online.save(tmp_path / "online.npz")
+    loaded = OnlineEpisodes(num_envs, context.action_size)
+    loaded.load(tmp_path / "online.npz")
+    for row in (*online.rows(), *loaded.rows()):
+        assert [episode.states[:, 0].tolist() for episode in row] == [list(range(n + 1)) for n in (LENGTH, LENGTH, 2)]
+        for episode in row:
+            for frame, state in zip(episode.pixels, episode.states, strict=True):
+                np.testing.assert_array_equal(frame, painted_frame(int(state[0])))
+    without = VecPerceiverContext(DummyVecEnv([Painted]), small_frames_model(2))
+    without.reset()
+    online = OnlineEpisodes(1, 2)
+    online.begin(without.seen)
+    assert online.rows()[0][0].states is None
+
+
 def test_frames_survive_saving_and_loading(tmp_path):
     venv, recorder = make_venv(small_frames_model(), num_envs=2)
     venv.reset()
-    kept = KeptEpisodes(2, 1)
+    kept = OnlineEpisodes(2, 1)
     kept.begin(venv.seen)
     for action in np.linspace(-1, 1, 2 * 25, dtype=np.float32).reshape(25, 2, 1):
         venv.step(action)
         kept.add(venv.seen)
     assert sum(episode.steps for episode in kept.rows()[0]) == 25
     kept.save(tmp_path / "kept.npz")
-    loaded = KeptEpisodes(2, 1)
+    loaded = OnlineEpisodes(2, 1)
     loaded.load(tmp_path / "kept.npz")
     for episodes, again, recorded in zip(kept.rows(), loaded.rows(), recorder.rows, strict=True):
         assert len(recorded) > 1

@@ -16,6 +16,7 @@ from agents.training.policy_files import LearningCurve, PolicyRecord
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.data_record import write_data_record
 from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.objectives.saved_heads import read_heads
 from perceiver_obs.training.adaptation import Adaptation, training_settings
 
 TOLERANCE = 1e-5
@@ -40,7 +41,7 @@ def run_settings(data, out, model, **changes) -> TrainPolicySettings:
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
-    """The directory of a model that tells how it was trained, and that it was trained on nothing."""
+    """The directory of a model that says how it was trained, and that it was trained on nothing."""
     path = tmp_path_factory.mktemp("model")
     small_frames_model().save_pretrained(path)
     write_data_record(path, [])
@@ -76,8 +77,29 @@ def test_a_run_leaves_its_perceiver_and_the_budget(unbroken, tiny_data, saved_mo
     assert result.fingerprint == perceiver.fingerprint
     with pytest.raises(WrongPerceiver, match=f"fingerprint {before.fingerprint}"):
         evaluate(EvaluateSettings(policy=unbroken.out, model=str(saved_model), device="cpu"))
-    assert training_settings(saved_model).horizons == (0, 1)
+    assert training_settings(saved_model).horizons == (1,), "0 steps ahead was never asked"
     assert training_settings(tmp_path) is None
+
+
+def test_a_model_trained_on_states_adapts_to_states_and_the_record_says_so(tiny_data, saved_model, tmp_path):
+    shutil.copytree(saved_model, tmp_path / "model")
+    training = {"clip_length": 7, "outline_weight": 0.5, "outline_horizon": 2, "state_weight": 1.0}
+    (tmp_path / "model" / "settings.json").write_text(json.dumps(training))
+    assert training_settings(tmp_path / "model").edge_weight == 0.5
+    assert training_settings(tmp_path / "model").latent_horizon == 2
+    changes = dict(total_frames=26 * REPEAT, eval_every=26 * REPEAT, adapt_data=(f"{tiny_data}=2",), adapt_steps=1)
+    settings = run_settings(tiny_data, tmp_path / "run", tmp_path / "model", **changes)
+    train_policy(settings)
+    (checkpoint,) = (settings.out / "checkpoints").iterdir()
+    with np.load(checkpoint / "online_episodes.npz") as online:
+        assert online["0/000000/states"].shape == (21, 5)
+        assert online["0/000000/states"].std(0).min() > 0
+    record = PolicyRecord.load(settings.out)
+    assert record.privileged == "state"
+    assert [entry["name"] for entry in record.offline_data] == ["data"]
+    assert CausalPerceiverIO.from_pretrained(settings.out / "perceiver").frame_contract["privileged"] == "state"
+    assert training_settings(settings.out / "perceiver").state_weight == 1.0
+    assert read_heads(settings.out / "perceiver").tasks == ["cartpole-swingup"]
 
 
 def test_a_killed_run_goes_on_adapting(unbroken, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What contexts learn from beside edges and rewards: the state, where it is known, and drawing frames."""
+"""What contexts learn from beside edges and rewards: the state, where it is known, and decoding frames."""
 
 import numpy as np
 import pytest
@@ -39,13 +39,14 @@ def test_states_are_regressed_linearly_by_group_and_what_is_unknown_counts_for_n
 def test_targets_are_the_coordinates_of_each_clip(tmp_path):
     with_states = RolloutDataset(write_dataset(tmp_path / "with", [6, 9], states=True))
     without = RolloutDataset(write_dataset(tmp_path / "without", [6, 9]))
-    targets = StateTargets([without, with_states])
+    targets = StateTargets.of([without, with_states])
     clips = targets.clips([ClipPlace(1, 1, 3), ClipPlace(0, 0, 1)], 4)
     np.testing.assert_array_equal(clips[0], with_states[1].states[3:7])
     assert clips[1].isnan().all()
-    assert targets.unknown(3, 4).shape == (3, 4, 2)
-    with pytest.raises(ValueError, match="none of these hold any"):
-        StateTargets([without])
+    padded = targets.clips([ClipPlace(1, 1, 3)], 4, size=5)
+    np.testing.assert_array_equal(padded[0, :, :2], with_states[1].states[3:7])
+    assert padded[..., 2:].isnan().all()
+    assert StateTargets.of([without]).size == 0
 
 
 def test_twin_limbs_are_regressed_as_sums_and_differences(tmp_path):
@@ -58,7 +59,7 @@ def test_twin_limbs_are_regressed_as_sums_and_differences(tmp_path):
     writer.write_episode(
         0, **zeros, rewards=np.zeros(2, np.float32), terminated=False, truncated=True, seed=0, policy="p", states=states
     )
-    clip = StateTargets([RolloutDataset(tmp_path)]).clips([ClipPlace(0, 0, 0)], 3)[0]
+    clip = StateTargets.of([RolloutDataset(tmp_path)]).clips([ClipPlace(0, 0, 0)], 3)[0]
     np.testing.assert_array_equal(clip, [[3, -1], [8, -2], [4, -4]])
 
 
@@ -72,7 +73,7 @@ def moving_square(count: int = 40, length: int = 4) -> tuple[torch.Tensor, torch
     return torch.from_numpy(clips), torch.from_numpy(places).float()
 
 
-def test_frames_are_drawn_from_contexts_that_tell_where_things_are():
+def test_frames_are_decoded_from_contexts_that_hold_where_things_are():
     torch.manual_seed(0)
     clips, places = moving_square()
     objective = PixelObjective(2, (3, 16, 16), num_groups=2)
@@ -112,3 +113,11 @@ def test_a_model_of_frames_trains_on_pixels_and_states(tmp_path):
     scalars = (tmp_path / "model" / "metrics.jsonl").read_text()
     assert "train/pixel" in scalars
     assert "train/state" in scalars
+    assert model.frame_contract["privileged"] == "state"
+    assert "simulator state" in (tmp_path / "model" / "report.html").read_text()
+    changes |= dict(state_weight=0.0, begin_with=str(tmp_path / "model"), steps=1)
+    further = train_predictor(predictor_settings(data, tmp_path / "tokenizer", tmp_path / "further", **changes))
+    assert further.frame_contract["privileged"] == "state", "what was learned so stays learned so"
+    without = write_dataset(tmp_path / "without", [20, 22])
+    with pytest.raises(ValueError, match="needs rollouts with states; none of these hold any"):
+        train_predictor(predictor_settings(without, tmp_path / "tokenizer", tmp_path / "refused", state_weight=1.0))

@@ -14,7 +14,7 @@ from tiny_runs import write_dataset
 from perceiver_obs import VQPTTokenizer
 from perceiver_obs.data.clips import ClipIndex, ClipPlace, RolloutClips, leading_actions, prefetch
 from perceiver_obs.data.rollouts import RolloutDataset, RolloutError, RolloutWriter
-from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes
+from perceiver_obs.data.splits import data_paths, joint_contract, open_datasets, split_episodes
 from perceiver_obs.training import token_cache
 from perceiver_obs.training.quality import NextTokenBaselines, count_codes, psnr, token_accuracies
 from perceiver_obs.training.token_cache import TokenCache, encode_frames
@@ -57,9 +57,31 @@ def test_datasets_are_mixed_evenly_whatever_their_sizes():
     assert 0.4 < np.mean(from_small) < 0.6
 
 
+def test_datasets_are_drawn_by_their_weights(tmp_path):
+    named = [str(write_dataset(tmp_path / name, [9, 9, 9])) for name in ("a", "b", "x=y")]
+    datasets, weights = open_datasets([f"{named[0]}=3", named[1], f"{named[2]}=0.5", f"{named[1]}/=0.5"])
+    assert [dataset.path.name for dataset in datasets] == ["a", "b", "x=y"]
+    assert weights == [3, 1.5, 0.5], "weights of a directory that is named again add up"
+    assert data_paths([f"{named[0]}=3", named[2], named[0]]) == [named[0], named[2]]
+    clips = RolloutClips(datasets, [[0, 1, 2]] * 3, 4, weights)
+    for each in (clips, clips.of_length(5), clips.only([0, 1, 2])):
+        drawn = [place.dataset for step in range(100) for place in each.index.draw(20, 0, step)]
+        np.testing.assert_allclose(np.bincount(drawn) / len(drawn), [0.6, 0.3, 0.1], atol=0.03)
+    of_two = clips.only([2, 0]).index
+    assert 0.1 < np.mean([place.dataset == 0 for place in of_two.draw(2000, 0, 0)]) < 0.2
+    assert RolloutClips(datasets, [[0, 1, 2]] * 3, 4, [2, 2, 2]).index.draw(9, 1, 2) == RolloutClips(
+        datasets, [[0, 1, 2]] * 3, 4
+    ).index.draw(9, 1, 2)
+    for weight in ("0", "-1", "nan", "inf"):
+        with pytest.raises(ValueError, match=f"must be a positive number, as in runs/data=2, got '.*a={weight}'"):
+            open_datasets([f"{named[0]}={weight}"])
+    with pytest.raises(ValueError, match="no rollout dataset at"):
+        open_datasets([f"{named[0]}=twice"])
+
+
 def test_frames_actions_and_rewards_are_those_of_the_episodes(tmp_path):
     paths = [write_dataset(tmp_path / "a", [6, 9], action_size=2), write_dataset(tmp_path / "b", [8, 8], action_size=3)]
-    datasets = open_datasets([str(path) for path in paths])
+    datasets, _ = open_datasets([str(path) for path in paths])
     clips = RolloutClips(datasets, [[0, 1], [0, 1]], clip_length=4)
     places = [ClipPlace(0, 1, 0), ClipPlace(0, 1, 3), ClipPlace(1, 0, 5)]
     frames, actions, rewards = clips.frames(places), clips.actions(places), clips.rewards(places)

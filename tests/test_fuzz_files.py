@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 NAMES = (
     *("tokenizer", "model", "dataset", "compressed dataset", "checkpoint"),
-    *("policy record", "learning curve", "kept episodes", "data record", "training settings", "benchmark results"),
+    *("policy record", "learning curve", "online episodes", "objective heads", "data record", "training settings"),
+    "benchmark results",
 )
 
 

@@ -20,8 +20,8 @@ def test_a_preset_builds_a_model_and_both_trainings_settings(name):
     sizes = preset(name)
     assert model.receptive_field == sizes["sequence_length"] + sizes["token_time_kernel"] - 1
     parsed = [parse_settings(kind, ["--data", "x", "--preset", name], "train") for kind in TRAININGS]
-    told = {key: value for settings in parsed for key, value in vars(settings).items() if key in sizes}
-    assert told == sizes
+    parsed_sizes = {key: value for settings in parsed for key, value in vars(settings).items() if key in sizes}
+    assert parsed_sizes == sizes
 
 
 def test_small_is_what_the_trainings_default_to_and_what_is_bundled():

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
@@ -137,6 +138,37 @@ def test_pickles_are_not_run(saved, tmp_path):
     with pytest.raises(ValueError, match="not a whole safetensors"):
         CausalPerceiverIO.from_pretrained(saved[1])
     assert not (tmp_path / "ran").exists()
+
+
+def test_files_of_earlier_versions_lose_what_is_gone_and_keep_their_fingerprint(saved, tmp_path, real_video):
+    """They held heads that only training needs; policies are bound to the fingerprint of all of it."""
+    model, directory = saved
+    weights = load_file(directory / "model.safetensors")
+    gone = {"predictor.regression.bias": torch.ones(16), "predictor.inverse_dynamics.0.weight": torch.ones(32, 64)}
+    save_file({**weights, **gone}, directory / "model.safetensors")
+    loaded = CausalPerceiverIO.from_pretrained(directory)
+    assert loaded.state_dict().keys() == weights.keys()
+    assert torch.equal(loaded.extract_context(real_video[:, :5]), model.extract_context(real_video[:, :5]))
+    assert loaded.fingerprint not in (model.fingerprint, "")
+    loaded.save_pretrained(tmp_path / "again")
+    again = CausalPerceiverIO.from_pretrained(tmp_path / "again")
+    assert again.fingerprint == loaded.fingerprint
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == weights.keys()
+    again.context_mean += 1
+    assert again.fingerprint not in (loaded.fingerprint, model.fingerprint), "other weights are another model"
+    other = CausalPerceiverIO.from_pretrained(directory)
+    other.context_mean += 1
+    assert other.fingerprint == again.fingerprint
+    edit_config(tmp_path / "again", known_as=["abc"])
+    with pytest.raises(ValueError, match="fingerprints by fingerprint as known_as"):
+        CausalPerceiverIO.from_pretrained(tmp_path / "again")
+
+
+def test_policies_of_the_bundled_model_still_name_it():
+    model = CausalPerceiverIO.from_pretrained("dmc-small")
+    assert model.fingerprint == "9b7d874d2696e667"
+    with safe_open(bundled_models()["dmc-small"] / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "regression" in name or "inverse" in name]  # noqa: SIM118
 
 
 @pytest.mark.parametrize("name", sorted(bundled_models()) or ["dmc-small"])

@@ -19,10 +19,11 @@ from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
 from perceiver_obs.data.clips import leading_actions
 from perceiver_obs.data.data_record import read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.objectives.saved_heads import read_heads
 from perceiver_obs.reporting.metrics import MetricsLog, curve, read_lines
 from perceiver_obs.training.checkpoint import load_checkpoint
 from perceiver_obs.training.loop import learning_rate, make_accelerator, make_optimizer
-from perceiver_obs.training.settings import RunSettings
+from perceiver_obs.training.settings import RunSettings, TrainPredictorSettings
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
@@ -119,14 +120,14 @@ def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):
 
 def test_predictor_learns_and_its_contexts_are_standardised(tiny_data, tiny_tokenizer, tmp_path):
     settings = predictor_settings(
-        tiny_data, tiny_tokenizer, tmp_path, steps=60, learning_rate=3e-3, evaluate_every=20, regression_weight=0.1
+        tiny_data, tiny_tokenizer, tmp_path, steps=60, learning_rate=3e-3, evaluate_every=20, reward_weight=0.0
     )
     model = train_predictor(settings)
     rows = read_lines(tmp_path / "metrics.jsonl")
     _, held_out = curve(rows, "evaluation/cross_entropy")
     assert held_out == sorted(held_out, reverse=True)
     assert held_out[-1] < 0.9 * math.log(16)
-    assert {"train/cross_entropy", "train/regression"} <= set(rows[0])
+    assert {"train/cross_entropy", "train/edge"} <= set(rows[0])
     last = rows[-1]
     assert {f"evaluation/accuracy_{name}" for name in ("model", "copy", "unigram", "bigram")} <= set(last)
     episodes = list(RolloutDataset(tiny_data))
@@ -151,7 +152,9 @@ def test_the_tokenizer_stays_as_it_was(tiny_tokenizer, tiny_model):
     assert all(torch.equal(tensor, inside[name]) for name, tensor in tokenizer.items())
 
 
-def test_a_training_begins_with_the_weights_of_a_model(tiny_data, tiny_model, tmp_path):
+def test_a_training_begins_with_the_weights_of_a_model_and_the_heads_of_its_objective(
+    tiny_data, tiny_model, tmp_path, capsys
+):
     before = CausalPerceiverIO.from_pretrained(tiny_model)
     settings = predictor_settings(tiny_data, tmp_path / "none", tmp_path / "run", begin_with=str(tiny_model))
     settings.learning_rate = 1e-9
@@ -162,6 +165,11 @@ def test_a_training_begins_with_the_weights_of_a_model(tiny_data, tiny_model, tm
     old, new = before.extract_context(video)[0], after.extract_context(video)[0]
     assert np.corrcoef(old.flatten(), new.flatten())[0, 1] > 0.9, "the same contexts, centred and scaled anew"
     assert len(read_data_record(tmp_path / "run")) == 1, "the same rollouts count once"
+    assert "edge_decoder, contrast, rewards taken up\n" in capsys.readouterr().out
+    heads, again = (read_heads(directory) for directory in (tiny_model, tmp_path / "run"))
+    assert again.tasks == heads.tasks == ["cartpole-swingup"]
+    for name, tensor in heads.tensors.items():
+        torch.testing.assert_close(again.tensors[name], tensor, atol=1e-6, rtol=0)
     of_more_tasks = CausalPerceiverIO(**{**before.config(), "action_dim": 3})
     of_more_tasks.save_pretrained(tmp_path / "more")
     narrower = replace(settings, begin_with=str(tmp_path / "more"), out=str(tmp_path / "narrower"), steps=1)
@@ -173,7 +181,7 @@ def test_a_training_begins_with_the_weights_of_a_model(tiny_data, tiny_model, tm
 def test_tasks_of_different_action_sizes_train_together(tiny_data, tiny_tokenizer, tmp_path):
     other = write_dataset(tmp_path / "noise", [12, 12, 12], action_size=3, size=32)
     settings = predictor_settings(tiny_data, tiny_tokenizer, tmp_path / "run", steps=2)
-    settings.data = (str(tiny_data), str(other))
+    settings.data = (str(tiny_data), f"{other}=2")
     model = train_predictor(settings)
     assert model.action_dim == 3
     assert model.frame_contract["tasks"] == ["cartpole-swingup", "noise"]
@@ -193,7 +201,7 @@ def test_a_frame_contract_that_names_no_task_is_enough(tmp_path):
     "changes",
     [
         {"perceptual_weight": 0.1, "steps": 1, "evaluation_clips": 1, "batch_size": 1},
-        {"inverse_dynamics_weight": 1.0, "steps": 2},
+        {"pixel_weight": 1.0, "steps": 2},
         {"read_actions": False, "timescales": ("fast", "slow"), "steps": 2},
     ],
 )
@@ -202,7 +210,7 @@ def test_options_of_the_predictor_train(tiny_data, tiny_tokenizer, tmp_path, cha
     assert (model.action_dim is None) == (changes.get("read_actions") is False)
     assert model.context_dim == 16 * len(changes.get("timescales", "1"))
     names = {name for row in read_lines(tmp_path / "metrics.jsonl") for name in row}
-    for weight in ("perceptual", "inverse_dynamics"):
+    for weight in ("perceptual", "pixel"):
         assert (f"train/{weight}" in names) == (f"{weight}_weight" in changes)
     assert not any("network" in name or "blocks.0.conv" in name for name in model.state_dict())
 
@@ -267,11 +275,13 @@ def test_absent_cuda_device_is_named():
         ({"held_out_fraction": 1.0}, "held_out_fraction must lie between 0 and 1, got 1.0"),
         ({"device": "tpu"}, "device must be .* got 'tpu'"),
         ({"data": ()}, "names no rollout directory"),
+        ({"horizons": (0, 1)}, r"horizons must be numbers of steps from 1 up, got \(0, 1\)"),
+        ({"horizons": ()}, r"horizons must be numbers of steps from 1 up, got \(\)"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        RunSettings(**changes)
+        (TrainPredictorSettings if "horizons" in changes else RunSettings)(**changes)
 
 
 def test_clips_longer_than_the_episodes_are_refused_before_training(tiny_data, tmp_path):

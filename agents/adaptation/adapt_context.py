@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adaptation.adaptable import check_adaptable, context_env, renew_fingerprints, replay_buffer
-from agents.adaptation.online_episodes import KEPT_FILE, KeptEpisodes
+from agents.adaptation.online_episodes import EPISODES_FILE, OnlineEpisodes
 from agents.adaptation.prior_rollouts import fill, prior_episodes
 from agents.adaptation.replay_contexts import catch_up, find_spans, reencode_buffer
 from agents.wrappers.vec_context import FramesSeen, VecPerceiverContext
@@ -20,7 +20,7 @@ from perceiver_obs.data.data_record import describe_datasets, offline_frames
 from perceiver_obs.data.rollouts import RolloutDataset, deduplicate
 from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.settings import whole_number
-from perceiver_obs.training.adaptation import Adaptation
+from perceiver_obs.training.adaptation import Adaptation, OnlineData
 from perceiver_obs.training.settings import TrainPredictorSettings
 
 ADAPTATION_FILE = "adaptation.safetensors"
@@ -47,7 +47,7 @@ class AdaptContext(BaseCallback):
     they were.
 
     The fingerprint in the observation spaces follows: a policy that is saved names the Perceiver as it is then, and SB3
-    refuses to load it on another. So save that too, by `callback.perceiver.save_pretrained(directory)`.
+    refuses to load it on another. So save that too, by `callback.save_perceiver(directory)`.
 
     All frames are kept in memory as uint8: H·W·C bytes a frame, 12 kB at 64×64 (0.6 GB for 50,000 agent steps),
     and once trained on, their code vectors beside them (2·h·w·code_dim bytes).
@@ -56,20 +56,24 @@ class AdaptContext(BaseCallback):
     lie around it. No adaptation comes at the very end, where no policy would learn to read the new contexts.
 
     Args:
-        data: directories of offline rollouts to mix in, best those that the Perceiver was trained on; none trains on
-            online frames alone.
+        data: directories of offline rollouts to mix in, best those that the Perceiver was trained on, each with a
+            sampling weight where it is written "directory=2"; none trains on online frames alone.
         every: agent steps (all rows together) between adaptations.
-        steps: gradient steps of an adaptation. The first takes as many again to train what predicts from contexts.
+        steps: gradient steps of an adaptation. Where heads are learned anew, the first takes as many again for these.
         batch_size: clips of a gradient step.
         learning_rate: of AdamW, constant.
         online_share: of the clips of each batch, 0 to 1.
         training: settings that the Perceiver was trained with, for the same objective; None predicts tokens
-            (cross-entropy) and edge targets. See `perceiver_obs.training.adaptation.training_settings`.
+            (cross-entropy) and edge targets. See `perceiver_obs.training.adaptation.training_settings`. Where they
+            have a `state_weight`, states come from `info["state"]` and from the rollouts; unknown ones count for
+            nothing.
+        heads: directory of the model whose training left `objective.safetensors`, the heads of that objective; None
+            learns heads anew.
         token_cache: directory for the tokens of the offline rollouts.
         prior_data: directories of rollouts that the replay buffer begins with, as by `add_rollouts`. They are kept and
             trained on like the policy's own episodes.
-        followers: environments whose Perceiver is replaced too, such as those of evaluations; their episodes must
-            begin anew after that.
+        evaluation_envs: environments whose Perceiver is replaced too, such as those of evaluations; their episodes
+            must begin anew after that.
         seed: of all random choices in adaptations.
 
     Attributes:
@@ -101,7 +105,8 @@ class AdaptContext(BaseCallback):
         training: TrainPredictorSettings | None = None,
         token_cache: str | Path = "runs/token_cache",
         prior_data: Sequence[str | Path] = (),
-        followers: Sequence[VecEnv] = (),
+        heads: str | Path | None = None,
+        evaluation_envs: Sequence[VecEnv] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -118,7 +123,8 @@ class AdaptContext(BaseCallback):
         self._learning_rate, self._online_share = learning_rate, online_share
         self._training = training
         self._token_cache = Path(token_cache)
-        self._followers = [context_env(venv) for venv in followers]
+        self._evaluation_envs = [context_env(venv) for venv in evaluation_envs]
+        self._heads = None if heads is None else Path(heads)
         self._resume_from: Path | None = None
         self._venv: VecPerceiverContext | None = None
         self._last_seen: FramesSeen | None = None
@@ -145,14 +151,18 @@ class AdaptContext(BaseCallback):
         """Gradient steps taken in all adaptations together."""
         return self._adaptation.steps
 
+    def save_perceiver(self, directory: str | Path) -> None:
+        """Writes the Perceiver as it is now, and beside it the settings and heads that it was trained with."""
+        self._adaptation.save_model(Path(directory))
+
     def save(self, directory: Path) -> None:
-        """Stores all that a later run needs to go on: the kept frames, and the Perceiver with its optimiser."""
-        self._kept.save(directory / KEPT_FILE)
+        """Stores all that a later run needs to go on: the online episodes, and the Perceiver with its optimiser."""
+        self._online.save(directory / EPISODES_FILE)
         self._adaptation.save(directory / ADAPTATION_FILE, adaptations=self.adaptations, adapted_at=self._adapted_at)
 
     def load(self, directory: Path) -> None:
         """Has the next `learn` go on from what `save` stored, with the algorithm and the replay buffer of that time."""
-        for name in (KEPT_FILE, ADAPTATION_FILE):
+        for name in (EPISODES_FILE, ADAPTATION_FILE):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing: the run cannot go on adapting")
         self._resume_from = directory
@@ -170,13 +180,13 @@ class AdaptContext(BaseCallback):
         if seen is not self._last_seen:
             if seen.rewards is not None:
                 raise ValueError("the environment took steps that AdaptContext has not seen: reset it before `learn`")
-            self._kept.begin(seen)
+            self._online.begin(seen)
             self._last_seen = seen
             self._catch_up()  # where somebody else has reset the environment, the algorithm holds an old observation
         if self._resume_from is not None:
             self._resume_from = None
             self._install()
-        for row, episodes in enumerate(self._kept.rows()):
+        for row, episodes in enumerate(self._online.rows()):
             find_spans(replay_buffer(self.model), row, episodes)
 
     def _on_step(self) -> bool:
@@ -184,7 +194,7 @@ class AdaptContext(BaseCallback):
         seen = self._venv.seen
         assert seen is not None
         self._check_all_seen(steps=1)
-        self._kept.add(seen)
+        self._online.add(seen)
         self._last_seen = seen
         return True
 
@@ -197,26 +207,31 @@ class AdaptContext(BaseCallback):
 
     def _start(self, venv: VecPerceiverContext) -> None:
         self._venv = venv
-        self._kept = KeptEpisodes(venv.num_envs, venv.action_size)
+        self._online = OnlineEpisodes(venv.num_envs, venv.action_size)
         self._adaptation = Adaptation(
             venv.encoder.model,
             self._data,
             self._settings(venv.encoder.model),
-            "+".join(FrameContract.join(self._contracts()).tasks) or None,
-            self._online_share,
+            OnlineData(
+                "+".join(FrameContract.join(self._contracts()).tasks) or None, self._online_share, venv.state_names
+            ),
             self._token_cache,
             venv.encoder.device,
+            self._heads,
         )
+        self.logger.info(self._adaptation.heads)
         self._prior_datasets = [RolloutDataset(path) for path in self._prior_data]
         self._adapted_at = self.num_timesteps
         if self._resume_from is not None:
-            self._kept.load(self._resume_from / KEPT_FILE)
+            self._online.load(self._resume_from / EPISODES_FILE)
             progress = self._adaptation.load(self._resume_from / ADAPTATION_FILE)
             self.adaptations, self._adapted_at = progress["adaptations"], progress["adapted_at"]
         elif self._prior_data:
             rows = prior_episodes(self._prior_datasets, venv)
             fill(self.model, rows, venv)
-            self._kept.begin_with(rows)
+            names = [dataset.meta["state_names"] for dataset in self._prior_datasets]
+            same = all(tuple(each or ()) == venv.state_names for each in names)
+            self._online.begin_with(rows, states=same)
 
     def _settings(self, model: CausalPerceiverIO) -> TrainPredictorSettings:
         training = self._training
@@ -238,11 +253,11 @@ class AdaptContext(BaseCallback):
         if others:
             raise ValueError(
                 f"the training environment was stepped or reset {others} times by something else than the training, "
-                "such as an EvalCallback: give that an environment of its own, and name it in AdaptContext's followers"
+                "such as an EvalCallback: give that an environment of its own, and name it in evaluation_envs"
             )
 
     def _adapt(self) -> None:
-        rows = self._kept.rows()
+        rows = self._online.rows()
         losses = self._adaptation.learn([episode for episodes in rows for episode in episodes], self._steps)
         self._install()
         assert self._venv is not None
@@ -257,7 +272,7 @@ class AdaptContext(BaseCallback):
     def _install(self) -> None:
         """Puts the Perceiver into the environments; the running episodes of the policy's go on under it."""
         assert self._venv is not None
-        for venv in (self._venv, *self._followers):
+        for venv in (self._venv, *self._evaluation_envs):
             venv.encoder.set_model(self._adaptation.model)
         renew_fingerprints(self.model, self._venv.encoder.fingerprint)
         self._catch_up()
@@ -265,4 +280,4 @@ class AdaptContext(BaseCallback):
     def _catch_up(self) -> None:
         assert self._venv is not None
         self._venv.encoder.reset()
-        self.model._last_obs = catch_up(self._venv.encoder, [episodes[-1] for episodes in self._kept.rows()])
+        self.model._last_obs = catch_up(self._venv.encoder, [episodes[-1] for episodes in self._online.rows()])

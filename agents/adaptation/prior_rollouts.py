@@ -100,7 +100,7 @@ def _first_steps(episodes: Sequence[Episode], steps: int) -> list[Episode]:
                 rewards=episode.rewards[:steps],
                 terminated=False,
                 truncated=True,
-                states=None,
+                states=None if episode.states is None else episode.states[: steps + 1],
             )
         if steps > 0:
             found.append(episode)

@@ -1,4 +1,4 @@
-"""Contexts of kept episodes anew: in the replay buffer, and in the running state of an encoder."""
+"""Contexts of online episodes anew: in the replay buffer, and in the running state of an encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from agents.adaptation.online_episodes import KeptEpisode
+from agents.adaptation.online_episodes import OnlineEpisode
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.context_encoder import ContextEncoder
 from perceiver_obs.data.clips import leading_actions
@@ -24,13 +24,13 @@ FRAMES_AT_ONCE = 4096
 class Span:
     """Where the last transitions of an episode lie in the replay buffer: `places` `[K]` of a row, in order."""
 
-    episode: KeptEpisode
+    episode: OnlineEpisode
     row: int
     places: NDArray[np.int64]
 
 
 def reencode_buffer(
-    buffer: ReplayBuffer, rows: Sequence[Sequence[KeptEpisode]], model: CausalPerceiverIO, device: torch.device
+    buffer: ReplayBuffer, rows: Sequence[Sequence[OnlineEpisode]], model: CausalPerceiverIO, device: torch.device
 ) -> None:
     """Replaces all observations in a replay buffer by the contexts that `model` gives.
 
@@ -54,7 +54,7 @@ def reencode_buffer(
                 buffer.next_observations[span.places, span.row] = contexts[-count:]
 
 
-def find_spans(buffer: ReplayBuffer, row: int, episodes: Sequence[KeptEpisode]) -> list[Span]:
+def find_spans(buffer: ReplayBuffer, row: int, episodes: Sequence[OnlineEpisode]) -> list[Span]:
     """Where the transitions of a row's episodes lie, newest episode first; those that were overwritten are left out.
 
     Raises ValueError if the buffer holds more transitions than the episodes have.
@@ -74,7 +74,7 @@ def find_spans(buffer: ReplayBuffer, row: int, episodes: Sequence[KeptEpisode]) 
     return spans
 
 
-def catch_up(encoder: ContextEncoder, running: Sequence[KeptEpisode]) -> NDArray[np.float32]:
+def catch_up(encoder: ContextEncoder, running: Sequence[OnlineEpisode]) -> NDArray[np.float32]:
     """Takes an encoder through the last frames of the running episodes of its rows, as if it had seen all of them.
 
     Args:

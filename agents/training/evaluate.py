@@ -19,7 +19,10 @@ from perceiver_obs.files import write_atomic
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of whole episodes, in order of their end; `frames` are control steps, all episodes together."""
+    """Returns of whole episodes, in order of their end; `frames` are control steps, all episodes together.
+
+    `privileged` says what but frames the Perceiver was trained on ("state").
+    """
 
     mean: float
     std: float
@@ -29,6 +32,7 @@ class Evaluation:
     task: str
     observation: str
     fingerprint: str | None
+    privileged: str | None = None
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -66,6 +70,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         task=record.env_name,
         observation=record.settings["observation"],
         fingerprint=record.fingerprint,
+        privileged=record.privileged,
     )
     out = settings.out if settings.out is not None else find_policy(settings.policy)[0].parent / "evaluation.json"
     write_atomic(out, (json.dumps(asdict(result), indent=2) + "\n").encode())

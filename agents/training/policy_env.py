@@ -28,17 +28,23 @@ FRAME_STACK = 3
 
 
 def make_policy_env(
-    settings: PolicyEnvSettings, num_envs: int = 1, record: Path | None = None, recorded_as: str = "training"
+    settings: PolicyEnvSettings,
+    num_envs: int = 1,
+    record: Path | None = None,
+    recorded_as: str = "training",
+    *,
+    state_in_info: bool = False,
 ) -> VecEnv:
     """Makes `num_envs` environments, in processes of their own where there are several.
 
     Each is wrapped in a `Monitor`, so that returns are those of the task. Observations are contexts float32
     `[N, D]`, states float32 `[N, S]`, stacked frames uint8 `[N, 3·3, H, W]`, or their principal components
     float32 `[N, K]`. Where `record` names a directory, whole episodes are written there as rollouts, tagged
-    `recorded_as` and what the policy sees.
+    `recorded_as` and what the policy sees. `state_in_info` puts the true state into `info["state"]`, which no policy
+    sees.
     """
     tag = f"{recorded_as}:{settings.observation}"
-    make: list[Callable[[], gym.Env]] = [partial(_make_one, settings, record, tag)] * num_envs
+    make: list[Callable[[], gym.Env]] = [partial(_make_one, settings, record, tag, state_in_info)] * num_envs
     # A fork after rendering hangs in the OpenGL driver; forkserver starts workers from a clean process.
     venv: VecEnv = DummyVecEnv(make) if num_envs == 1 else SubprocVecEnv(make, start_method="forkserver")
     if settings.observation == "context":
@@ -89,12 +95,12 @@ class ChoicesFromZero(gym.Wrapper):
         return self.env.step(action + self._start)
 
 
-def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str) -> gym.Env:
+def _make_one(settings: PolicyEnvSettings, record: Path | None, tag: str, state_in_info: bool) -> gym.Env:
     sees_state = settings.observation == "state"
     env: gym.Env = settings.make_env(
         # Where the policy sees the state, nobody looks at the frames unless they are recorded.
         render_quality="fast" if sees_state and record is None else None,
-        state_in_info=sees_state or record is not None,
+        state_in_info=state_in_info or sees_state or record is not None,
     )
     if sees_state and not env.get_wrapper_attr("state_names"):
         raise ValueError(f"{settings.env_name} shows no state beside its frames: choose another observation")

@@ -19,7 +19,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.adaptation.online_episodes import KEPT_FILE
+from agents.adaptation.online_episodes import EPISODES_FILE
 from envs.dmc.tasks import DEFAULT_CAMERAS, resolve_action_repeat, split_task
 from perceiver_obs.devices import choose_device
 from perceiver_obs.files import new_directory, remove_abandoned, write_atomic
@@ -47,6 +47,7 @@ class PolicyRecord:
         provenance: versions and machine of the training.
         adaptation: None where the Perceiver stayed as it was. Else `began_with`, the fingerprint that it had at first,
             and how much it has learned; as it is now, it lies in `perceiver/`.
+        privileged: what but frames the Perceiver was trained on ("state"), None where nothing is known.
     """
 
     algorithm: str
@@ -56,6 +57,7 @@ class PolicyRecord:
     provenance: dict[str, str] = field(default_factory=dict)
     adaptation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
+    privileged: str | None = None
 
     @property
     def began_with(self) -> str | None:
@@ -158,8 +160,8 @@ class Checkpoints:
         return max(self._whole(), key=step_of, default=None)
 
     def drop_replay_buffers(self) -> None:
-        """Deletes replay buffers and kept frames, which can take gigabytes. The run can then not be lengthened."""
-        for name in (REPLAY_FILE, KEPT_FILE):
+        """Deletes replay buffers and online episodes, which can take gigabytes. The run can then not be lengthened."""
+        for name in (REPLAY_FILE, EPISODES_FILE):
             for path in self.directory.glob(f"step-*/{name}"):
                 path.unlink()
 

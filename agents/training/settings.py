@@ -75,7 +75,8 @@ class TrainPolicySettings(PolicyEnvSettings):
     adapt_learning_rate: float = 3e-4
     """Learning rate of adaptations."""
     adapt_data: tuple[str, ...] = resumable(())
-    """Rollout directories that adaptations mix in, best those that the Perceiver was trained on."""
+    """Rollout directories that adaptations mix in, best those that the Perceiver was trained on; runs/data=2 is drawn
+    from twice as often as the others."""
     prior_data: tuple[str, ...] = ()
     """Rollout directories that the replay buffer begins with, of the task and with frames as the policy sees them.
     For observation "context" and algorithms with a replay buffer."""

@@ -39,9 +39,11 @@ from agents.wrappers.vec_context import VecPerceiverContext
 from agents.wrappers.vec_pca import VecFramePCA
 from perceiver_obs.data.data_record import describe_datasets, offline_frames, read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, deduplicate
+from perceiver_obs.data.splits import data_paths
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.settings import check_same_settings, settings_to_dict
 from perceiver_obs.training.adaptation import training_settings
+from perceiver_obs.training.objective import PRIVILEGED
 
 
 def train_policy(settings: TrainPolicySettings) -> Path:
@@ -67,13 +69,15 @@ def train_policy(settings: TrainPolicySettings) -> Path:
     settings.out.mkdir(parents=True, exist_ok=True)
     with only_trainer(settings.out), ExitStack() as stack:
         checkpoint = checkpoints.latest()
-        venv = stack.enter_context(closing(make_policy_env(settings, settings.num_envs, settings.record)))
+        venv = make_policy_env(settings, settings.num_envs, settings.record, state_in_info=_adapts_to_states(settings))
+        stack.enter_context(closing(venv))
         record = PolicyRecord(
             algorithm_name(settings),
             settings_to_dict(settings),
             _fingerprint(venv),
             _offline_data(settings),
             provenance(settings.device),
+            privileged=_privileged(venv),
         )
         if checkpoint is not None:
             begun = PolicyRecord.load(settings.out)
@@ -111,7 +115,7 @@ def train_policy(settings: TrainPolicySettings) -> Path:
 
         if adapt is not None:
             policy_file.unlink(missing_ok=True)  # never beside a Perceiver that it was not trained with
-            adapt.perceiver.save_pretrained(settings.out / PERCEIVER_DIRECTORY)
+            adapt.save_perceiver(settings.out / PERCEIVER_DIRECTORY)
             _with_adaptation(record, adapt).save(settings.out)
         return _say_result(save_policy(algorithm, settings.out))
 
@@ -197,15 +201,17 @@ def _resumed(settings: TrainPolicySettings, venv: VecEnv, checkpoint: Path) -> B
 
 def _adapt_context(settings: TrainPolicySettings, every: int, evaluation_venv: VecEnv) -> AdaptContext:
     """Adaptation every so many agent steps; evaluations follow the Perceiver."""
+    model = find_pretrained(settings.model)
     return AdaptContext(
         settings.adapt_data,
         every=max(1, every),
         steps=settings.adapt_steps,
         learning_rate=settings.adapt_learning_rate,
         prior_data=settings.prior_data,
-        training=training_settings(find_pretrained(settings.model)),
+        training=training_settings(model),
+        heads=model,
         token_cache=settings.out / "token_cache",
-        followers=[evaluation_venv],
+        evaluation_envs=[evaluation_venv],
         seed=settings.seed,
     )
 
@@ -224,7 +230,19 @@ def _with_adaptation(record: PolicyRecord, adapt: AdaptContext) -> PolicyRecord:
         "online_frames": online,
         "frames": f"{frames}; all frames that the policy met are also trained on",
     }
-    return replace(record, fingerprint=adapt.perceiver.fingerprint, adaptation=adaptation)
+    privileged = adapt.perceiver.frame_contract.get(PRIVILEGED)
+    return replace(record, fingerprint=adapt.perceiver.fingerprint, adaptation=adaptation, privileged=privileged)
+
+
+def _adapts_to_states(settings: TrainPolicySettings) -> bool:
+    """Whether adaptations regress the true state, as the training of the model did."""
+    training = None if settings.adapt_every is None else training_settings(find_pretrained(settings.model))
+    return training is not None and training.state_weight > 0
+
+
+def _privileged(venv: VecEnv) -> str | None:
+    """What the Perceiver was trained with beside frames, as its contract says."""
+    return venv.encoder.model.frame_contract.get(PRIVILEGED) if isinstance(venv, VecPerceiverContext) else None
 
 
 def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
@@ -232,7 +250,7 @@ def _offline_data(settings: TrainPolicySettings) -> list[dict] | None:
     if not settings.reads_features:
         return []
     known = read_data_record(find_pretrained(settings.model))
-    added = describe_datasets(_open(settings.adapt_data + settings.prior_data))
+    added = describe_datasets(_open((*data_paths(settings.adapt_data), *settings.prior_data)))
     if known is None:
         return None
     fingerprints = {entry["fingerprint"] for entry in known}

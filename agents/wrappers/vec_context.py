@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 
 from perceiver_obs.actions import readable_actions
 from perceiver_obs.context_encoder import ContextEncoder, ModelLike
-from perceiver_obs.frame_contract import Stated, warn_of_unfamiliar_frames
+from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.settings import Backend
 from perceiver_obs.wrappers.final_frames import OverwrittenFrames
 from perceiver_obs.wrappers.observation_layout import ObservationLayout
@@ -30,6 +30,8 @@ class FramesSeen:
             given none.
         final_frames: by row, uint8 `[H, W, C]`: the last frame of an episode that this step has ended.
         rewards: float `[N]`, of the step; None after a reset.
+        states: by row, `info["state"]` `[S]` of its newest frame, where the environment gives it.
+        final_states: by row, that of the last frame of an episode that this step has ended.
     """
 
     number: int
@@ -38,6 +40,8 @@ class FramesSeen:
     actions: np.ndarray | None = None
     final_frames: dict[int, np.ndarray] = field(default_factory=dict)
     rewards: np.ndarray | None = None
+    states: dict[int, np.ndarray] = field(default_factory=dict)
+    final_states: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
@@ -72,6 +76,7 @@ class VecPerceiverContext(VecEnvWrapper):
         action_encoding: makes the actions that the encoder is given, None where it is given none.
         action_size: floats of such an action, 0 where there are none.
         frame_contracts: how each row's frames are made, None where it does not say.
+        state_names: of the entries of `info["state"]`, None where rows do not say or differ.
         seen: what the last contexts were made from, None before the first reset.
 
     Raises:
@@ -106,7 +111,8 @@ class VecPerceiverContext(VecEnvWrapper):
             accept_channels_first=True,
         )
         self.action_encoding = readable_actions(venv, self.encoder.action_dim, type(self).__name__)
-        self.frame_contracts = warn_of_unfamiliar_frames(_stated_contracts(venv), self.encoder.model)
+        self.frame_contracts = warn_of_unfamiliar_frames(_stated(venv, "frame_contract"), self.encoder.model)
+        self.state_names = _common(_stated(venv, "state_names"))
         self.action_size = self.action_encoding.size if self.action_encoding is not None else 0
         self.seen: FramesSeen | None = None
         self._actions: np.ndarray | None = None
@@ -120,7 +126,8 @@ class VecPerceiverContext(VecEnvWrapper):
         self.encoder.reset()
         self._calls += 1
         frames = self._layout.frames(observations).copy()
-        self.seen = FramesSeen(self._calls, frames, np.ones(self.num_envs, bool))
+        states = _states(self.venv.unwrapped.reset_infos, range(self.num_envs))
+        self.seen = FramesSeen(self._calls, frames, np.ones(self.num_envs, bool), states=states)
         return self._layout.replace(observations, self.encoder.push(self.seen.frames))
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -147,8 +154,16 @@ class VecPerceiverContext(VecEnvWrapper):
             self.encoder.reset(rows)
         contexts = self.encoder.push(frames, self._actions)
         self._calls += 1
+        running, began = np.flatnonzero(~np.array(dones, bool)).tolist(), self.venv.unwrapped.reset_infos
         self.seen = FramesSeen(
-            self._calls, frames, np.array(dones, bool), self._actions, final_frames, np.array(rewards)
+            self._calls,
+            frames,
+            np.array(dones, bool),
+            self._actions,
+            final_frames,
+            np.array(rewards),
+            _states(infos, running) | _states(began, rows.tolist()),
+            _states(infos, rows.tolist()),
         )
         return self._layout.replace(observations, contexts), rewards, dones, infos
 
@@ -159,10 +174,20 @@ class VecPerceiverContext(VecEnvWrapper):
             infos[row]["terminal_observation"] = self._layout.replace(final, context.copy())
 
 
-def _stated_contracts(venv: VecEnv) -> list[Stated | None]:
-    """The frame contract of each row, None where it states none."""
+def _states(infos: Sequence[dict[str, Any]], rows: Iterable[int]) -> dict[int, np.ndarray]:
+    return {row: np.array(infos[row]["state"], np.float32) for row in rows if "state" in infos[row]}
+
+
+def _stated(venv: VecEnv, name: str) -> list[Any]:
+    """What each row states of itself, None where it states nothing."""
     try:
-        states = venv.env_method("has_wrapper_attr", "frame_contract")
+        states = venv.env_method("has_wrapper_attr", name)
     except (AttributeError, NotImplementedError):  # not made of Gymnasium environments
         return [None] * venv.num_envs
-    return [venv.get_attr("frame_contract", row)[0] if there else None for row, there in enumerate(states)]
+    return [venv.get_attr(name, row)[0] if there else None for row, there in enumerate(states)]
+
+
+def _common(named: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
+    """The names that all rows state; None where there are none, or where rows differ."""
+    first = tuple(named[0] or ())
+    return first if first and all(tuple(each or ()) == first for each in named) else None

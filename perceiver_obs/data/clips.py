@@ -48,10 +48,14 @@ class ClipIndex:
     Args:
         lengths: for each dataset a mapping from episode index to its number of frames.
         clip_length: frames of a clip. Shorter episodes are left out; ValueError if a dataset has none left.
+        weights: how often each dataset is drawn, relative to the others; None draws them evenly.
     """
 
-    def __init__(self, lengths: Sequence[dict[int, int]], clip_length: int):
+    def __init__(self, lengths: Sequence[dict[int, int]], clip_length: int, weights: Sequence[float] | None = None):
         self.clip_length = clip_length
+        self._shares = None
+        if weights is not None and len(set(weights)) > 1:
+            self._shares = np.array(weights, np.float64) / sum(weights)
         self._episodes: list[NDArray[np.int64]] = []
         self._first_clips: list[NDArray[np.int64]] = []
         for number, frames in enumerate(lengths):
@@ -69,10 +73,14 @@ class ClipIndex:
         return int(sum(first[-1] for first in self._first_clips))
 
     def draw(self, batch_size: int, seed: int, step: int, rank: int = 0) -> list[ClipPlace]:
-        """The clips of one batch: a dataset evenly, then one of its clips evenly."""
+        """The clips of one batch: a dataset by its weight, then one of its clips evenly."""
         random = np.random.default_rng([seed, step, rank])
+        if self._shares is None:
+            datasets = random.integers(len(self._episodes), size=batch_size)
+        else:
+            datasets = random.choice(len(self._episodes), batch_size, p=self._shares)
         places = []
-        for dataset in random.integers(len(self._episodes), size=batch_size):
+        for dataset in datasets:
             first_clips = self._first_clips[dataset]
             clip = random.integers(first_clips[-1])
             row = np.searchsorted(first_clips, clip, side="right") - 1
@@ -87,22 +95,38 @@ class RolloutClips(Generic[Dataset]):
         datasets: what to draw from.
         episodes: for each dataset the indices of the episodes to use.
         clip_length: frames of a clip.
+        weights: how often each dataset is drawn, relative to the others; None draws them evenly.
 
     Attributes:
-        datasets, episodes: as given.
+        datasets, episodes, weights: as given.
         index: which clips there are.
         action_dim: size of the largest action; smaller ones are padded with zeros.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], episodes: Sequence[Sequence[int]], clip_length: int):
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        episodes: Sequence[Sequence[int]],
+        clip_length: int,
+        weights: Sequence[float] | None = None,
+    ):
         actions = [{i: dataset[i].actions for i in chosen} for dataset, chosen in zip(datasets, episodes)]
-        self.datasets = datasets
-        self.episodes = episodes
+        self.datasets, self.episodes, self.weights = datasets, episodes, weights
         self.action_dim = max(a.shape[1] for of_dataset in actions for a in of_dataset.values())
         self._actions = [{i: leading_actions(a, self.action_dim) for i, a in each.items()} for each in actions]
-        self.index = ClipIndex([{i: len(a) for i, a in each.items()} for each in self._actions], clip_length)
+        self.index = ClipIndex([{i: len(a) for i, a in each.items()} for each in self._actions], clip_length, weights)
         self._episode = lru_cache(OPEN_EPISODES)(lambda dataset, episode: self.datasets[dataset][episode])
         self._background = lru_cache(None)(lambda dataset, episode: _background(self._episode(dataset, episode)))
+
+    def only(self, chosen: Sequence[int]) -> "RolloutClips[Dataset]":
+        """The clips of some of the datasets, numbered anew."""
+        weights = None if self.weights is None else [self.weights[number] for number in chosen]
+        datasets, episodes = [self.datasets[n] for n in chosen], [self.episodes[n] for n in chosen]
+        return RolloutClips(datasets, episodes, self.index.clip_length, weights)
+
+    def of_length(self, clip_length: int) -> "RolloutClips[Dataset]":
+        """Clips of another length, of the same episodes."""
+        return RolloutClips(self.datasets, self.episodes, clip_length, self.weights)
 
     def frames(self, places: Sequence[ClipPlace]) -> NDArray[np.uint8]:
         """The frames of clips, `[B, T, C, H, W]`."""

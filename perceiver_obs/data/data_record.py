@@ -29,7 +29,7 @@ class OfflineFrames:
 
 
 def describe_datasets(datasets: Sequence[RolloutDataset]) -> list[dict[str, Any]]:
-    """An entry a dataset, in plain values; one that was mixed in several times is listed once."""
+    """An entry a dataset, in plain values; one that comes several times is listed once."""
     return [_describe(dataset) for dataset in dict.fromkeys(datasets)]
 
 

@@ -1,7 +1,10 @@
 """Opening rollout datasets for training: do they fit together, and which episodes are held out?"""
 
 import hashlib
+import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -9,14 +12,21 @@ from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.frame_contract import FrameContract
 
 
-def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
-    """Opens datasets to be mixed; one named several times counts as often.
+def open_datasets(named: Sequence[str | Path]) -> tuple[list[RolloutDataset], list[float]]:
+    """Opens datasets to be mixed, and says how often each is drawn, relative to the others.
 
-    Raises ValueError for a path without a dataset, for one without two whole episodes, or if the frames differ
-    in size or channels.
+    Args:
+        named: a directory each, or `directory=weight`. Weights are 1 unless given, and add up where a directory is
+            named again.
+
+    Raises ValueError for a weight that is not positive, for a path without a dataset, for one without two whole
+    episodes, or if the frames differ in size or channels.
     """
-    opened = {path: RolloutDataset(path) for path in set(paths)}
-    datasets = [opened[path] for path in paths]
+    weights: dict[str, float] = {}
+    for path, weight in map(_path_and_weight, named):
+        weights[path] = weights.get(path, 0) + weight
+    paths = list(weights)
+    datasets = [RolloutDataset(path) for path in paths]
     for path, dataset in zip(paths, datasets):
         if len(dataset) < 2:
             raise ValueError(f"{path} holds {len(dataset)} whole episode, at least 2 are needed to hold one out")
@@ -24,7 +34,26 @@ def open_datasets(paths: Sequence[str]) -> list[RolloutDataset]:
             FrameContract.join([datasets[0].frame_contract, dataset.frame_contract])
         except ValueError as error:
             raise ValueError(f"{paths[0]} and {path} cannot be mixed: {error}") from None
-    return datasets
+    return datasets, list(weights.values())
+
+
+def data_paths(named: Sequence[str | Path]) -> list[str]:
+    """The directories that `open_datasets` would open, each once."""
+    return list(dict.fromkeys(path for path, _ in map(_path_and_weight, named)))
+
+
+def _path_and_weight(named: str | Path) -> tuple[str, float]:
+    named = str(named)
+    path, equals, text = named.rpartition("=")
+    if not equals or Path(named).is_dir():
+        return os.path.normpath(named), 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        return os.path.normpath(named), 1.0
+    if not (path and 0 < weight < math.inf):
+        raise ValueError(f"the weight of a dataset must be a positive number, as in runs/data=2, got {named!r}")
+    return os.path.normpath(path), weight
 
 
 def joint_contract(datasets: Sequence[RolloutDataset]) -> FrameContract:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 MIN_DEVIATION = 1e-3  # of coefficients, relative to the group's largest
 MIN_CHANGE = 1e-3
 EDGE_MAPS = 3
-FAINT = 2e-3  # of a change in brightness over two pixels, in [0, 1]
+MIN_GRADIENT = 2e-3  # change in brightness over two pixels, in [0, 1]
 
 
 class EdgeTargets(nn.Module):
-    """EdgeTargets of frames and how they change, centred and scaled for each group of data (such as a task).
+    """Edge targets of frames and how they change, centred and scaled for each group of data (such as a task).
 
     An edge target holds the `order` x `order` lowest coefficients of the two-dimensional cosine transform (DCT-II,
     Ahmed et al. 1974) of each map of `edges`. Unlike pixels, they change smoothly with where things are and how they
@@ -29,6 +30,7 @@ class EdgeTargets(nn.Module):
         max_horizon: the longest change that is scaled.
     """
 
+    per_group: ClassVar = ("mean", "scale", "change_scale")
     rows: Tensor
     columns: Tensor
     mean: Tensor
@@ -67,7 +69,7 @@ class EdgeTargets(nn.Module):
             self.change_scale[group, k - 1] = change.square().mean().sqrt().clamp_min(MIN_CHANGE)
 
     def forward(self, frames: Tensor, groups: Tensor) -> Tensor:
-        """EdgeTargets `[B, T, F]`, about 1 in size, of frames `[B, T, C, H, W]`; `groups` int64 `[B]`."""
+        """Edge targets `[B, T, F]`, about 1 in size, of frames `[B, T, C, H, W]`; `groups` int64 `[B]`."""
         return (self.coefficients(frames) - self.mean[groups][:, None]) / self.scale[groups][:, None]
 
     def changes(self, earlier: Tensor, later: Tensor, groups: Tensor, horizon: int) -> Tensor:
@@ -93,7 +95,7 @@ class FrameContrast(nn.Module):
 
     InfoNCE over time (CPC, van den Oord et al. 2018, arXiv:1807.03748; for control ATC, Stooke et al. 2021,
     arXiv:2009.08319): the other frames of the same clip are near misses, which only exact positions and velocities
-    tell apart.
+    separate.
 
     Args:
         context_dim: width D of the contexts.
@@ -111,19 +113,19 @@ class FrameContrast(nn.Module):
         self.query = _two_layers(context_dim, hidden, key_dim)
         self.key = _two_layers(num_coefficients, hidden, key_dim)
 
-    def forward(self, contexts: Tensor, edge_targets: Tensor, places: Tensor) -> Tensor:
+    def forward(self, contexts: Tensor, edge_targets: Tensor, positions: Tensor) -> Tensor:
         """Cross-entropy of picking the right frame, a scalar.
 
         Args:
             contexts: `[B, A, K, D]`, predicted or of the frame itself.
             edge_targets: `[B, T, F]` of all frames.
-            places: the frame of each context in its clip, int64 `[A, K]`.
+            positions: the frame of each context in its clip, int64 `[A, K]`.
         """
         batch, frames = edge_targets.shape[:2]
         queries = F.normalize(self.query(contexts), dim=-1).flatten(0, 2)
         keys = F.normalize(self.key(edge_targets), dim=-1).flatten(0, 1)
         first = torch.arange(batch, device=contexts.device)[:, None, None] * frames
-        return F.cross_entropy(queries @ keys.T / self.temperature, (first + places).flatten())
+        return F.cross_entropy(queries @ keys.T / self.temperature, (first + positions).flatten())
 
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -141,7 +143,7 @@ def edges(frames: Tensor) -> Tensor:
     brightness = frames.mean(-3)
     across = brightness[..., 1:-1, 2:] - brightness[..., 1:-1, :-2]
     down = brightness[..., 2:, 1:-1] - brightness[..., :-2, 1:-1]
-    length = (across.square() + down.square() + FAINT**2).sqrt()
+    length = (across.square() + down.square() + MIN_GRADIENT**2).sqrt()
     cosine = across / length
     # cos 2φ = 2 cos² φ - 1 and sin 2φ = 2 sin φ cos φ
     maps = torch.stack([2 * across * cosine - length, 2 * down * cosine, length], dim=-3)

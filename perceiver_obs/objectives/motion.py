@@ -1,33 +1,38 @@
-"""Motion as a teacher of the tokenizer: its code vectors shall tell edge targets and how they change."""
+"""Motion as an auxiliary objective of the tokenizer: edge targets and their changes, predicted from code vectors."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from perceiver_obs.objectives.edge_targets import EdgeTargets
-from perceiver_obs.objectives.latent import LatentObjective
+from perceiver_obs.objectives.latent import Clips, LatentObjective, LatentTargets
 
 HORIZON = 6  # steps ahead that edge targets are predicted
 FRAMES_READ = 4
-FRAMES_TOLD = 3  # of each clip
-FRAMES_SEEN = FRAMES_READ - 1 + FRAMES_TOLD  # of each clip; the others are told alone
+FRAMES_PREDICTED_FROM = 3  # of each clip
+FRAMES_SEEN = FRAMES_READ - 1 + FRAMES_PREDICTED_FROM  # of each clip; the others are targets alone
 CLIP_LENGTH = FRAMES_SEEN + HORIZON
 WIDTH, CONTEXT_DIM = 256, 128
 
 
 class MotionObjective(nn.Module):
-    """Tells edge targets, and picks frames by them, from the code vectors of four frames.
+    """Predicts edge targets, and picks frames by them, from the code vectors of four frames.
 
-    Reconstruction alone spends code vectors on looks; what a fraction of a pixel of motion does to them is lost. Here
-    the encoder learns from `LatentObjective`, through a small network that is thrown away afterwards: a linear map
-    of each frame's grid, and an MLP over those of four frames and their actions.
+    Reconstruction alone spends code vectors on appearance; what a fraction of a pixel of motion does to them is lost.
+    Here the encoder learns from `LatentObjective`, through a small auxiliary network: a linear map of each frame's
+    grid, and an MLP over those of four frames and their actions.
 
     Args:
         vector_size: numbers in a frame's code vectors, `h * w * code_dim`.
-        edge_targets: `latent.fit` fits them to the data; with a longest horizon of `HORIZON`.
+        tasks: of the groups of data, as in `LatentTargets`; `latent.fit` fits their edge targets.
+        frame_shape: `(C, H, W)`.
+        edge_order: spatial frequencies of the edge targets, in each direction.
         action_dim: width of the actions.
     """
 
-    def __init__(self, vector_size: int, edge_targets: EdgeTargets, action_dim: int):
+    def __init__(
+        self, vector_size: int, tasks: Sequence[str], frame_shape: Sequence[int], edge_order: int, action_dim: int
+    ):
         super().__init__()
         self.norm = nn.BatchNorm1d(vector_size, affine=False, track_running_stats=False)
         self.read = nn.Linear(vector_size, WIDTH)
@@ -37,7 +42,8 @@ class MotionObjective(nn.Module):
             nn.Linear(2 * WIDTH, CONTEXT_DIM),
             nn.LayerNorm(CONTEXT_DIM),
         )
-        self.latent = LatentObjective(edge_targets, CONTEXT_DIM, action_dim, tell=True, pick=True)
+        targets = LatentTargets(tasks, frame_shape, ("edge", "contrastive"), edge_order, HORIZON)
+        self.latent = LatentObjective(targets, CONTEXT_DIM, action_dim)
 
     def forward(self, vectors: Tensor, clips: Tensor, actions: Tensor, groups: Tensor) -> dict[str, Tensor]:
         """Losses `edge` and `contrastive` of clips.
@@ -52,4 +58,4 @@ class MotionObjective(nn.Module):
         read = torch.cat([read, actions[:, :FRAMES_SEEN]], dim=-1)
         windows = read.unfold(1, FRAMES_READ, 1).flatten(2)
         anchors = torch.arange(FRAMES_READ - 1, FRAMES_SEEN, device=clips.device)
-        return self.latent(self.join(windows), anchors, clips, groups, actions)
+        return self.latent(self.join(windows), anchors, Clips(clips, groups, actions))

@@ -1,6 +1,7 @@
-"""Reconstruction from the context: what draws a frame has to hold where every limb is."""
+"""Reconstruction from the context: what decodes to a frame has to hold where every limb is."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,10 @@ MIN_VARIANCE = 1e-5
 
 
 class PixelObjective(nn.Module):
-    """Draws a context's frame, and one that latent dynamics predict, in colours whitened over the data.
+    """Decodes a context's frame, and one that latent dynamics predict, in colours whitened over the data.
 
-    Each group's mean frame is left out, as it tells nothing; pixels that differ from it weigh up to 17 times as much,
-    as bodies are small in their frames.
+    Each group's mean frame is left out, as it depends on no context; pixels that differ from it weigh up to 17 times as
+    much, as bodies are small in their frames.
 
     Args:
         context_dim: width D of the contexts.
@@ -26,6 +27,7 @@ class PixelObjective(nn.Module):
         num_groups: groups of data (such as tasks) with a scene of their own.
     """
 
+    per_group: ClassVar = ("background", "whitening")
     background: Tensor
     whitening: Tensor
 
@@ -64,7 +66,7 @@ class PixelObjective(nn.Module):
         self.whitening[group] = directions @ (variances.rsqrt()[:, None] * directions.T)
 
     def forward(self, predicted: Tensor, frames: Tensor, later: Tensor, groups: Tensor) -> Tensor:
-        """Weighted squared error, 1 for the background alone, of the frame and one of those to come, drawn evenly.
+        """Weighted squared error, 1 for the background alone, of the frame and one of those to come, sampled evenly.
 
         Args:
             predicted: contexts after 0 … K steps, `[B, A, 1 + K, D]`.
@@ -78,8 +80,8 @@ class PixelObjective(nn.Module):
         wanted = _as_float(frames)[:, later[:, steps]] - self.background[groups][:, None, None]
         weights = 1 + MOVING_WEIGHT * (wanted.abs().amax(3, keepdim=True) / FULL_CONTRAST).clamp(max=1)
         wanted = torch.einsum("bij,bakjhw->bakihw", self.whitening[groups], wanted)
-        drawn = self.decoder(predicted[:, :, steps].flatten(0, 2)).view_as(wanted)
-        return (weights * (drawn - wanted).square()).mean() / (weights * wanted.square()).mean().clamp_min(1e-6)
+        decoded = self.decoder(predicted[:, :, steps].flatten(0, 2)).view_as(wanted)
+        return (weights * (decoded - wanted).square()).mean() / (weights * wanted.square()).mean().clamp_min(1e-6)
 
 
 def _as_float(frames: Tensor) -> Tensor:

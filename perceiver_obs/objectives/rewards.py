@@ -1,4 +1,6 @@
-"""Rewards as a teacher: what decides about them shall stand out in contexts."""
+"""Rewards as an auxiliary objective: what decides about them shall stand out in contexts."""
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,10 @@ HIDDEN = 256
 
 
 class RewardObjective(nn.Module):
-    """Predicts the rewards of the steps to come from contexts that are moved along.
+    """Predicts the rewards of the steps to come from the contexts of a rollout of latent dynamics.
 
     Transitions and rewards are what the baseline of Tomar et al. 2021 (arXiv:2111.07775) learns from.
-    Rewards are centred and scaled for each group of data (such as a task), whose number the head is told.
+    Rewards are centred and scaled for each group of data (such as a task), whose number the head reads.
 
     Args:
         context_dim: width D of the contexts.
@@ -20,6 +22,7 @@ class RewardObjective(nn.Module):
         num_groups: groups with a reward of their own.
     """
 
+    per_group: ClassVar = ("of_group.weight", "mean", "scale")
     mean: Tensor
     scale: Tensor
 
@@ -28,7 +31,7 @@ class RewardObjective(nn.Module):
         self.action_dim = action_dim or 0
         self.read = nn.Linear(context_dim + self.action_dim, HIDDEN)
         self.of_group = nn.Embedding(num_groups, HIDDEN)
-        self.tell = nn.Sequential(nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
+        self.predict = nn.Sequential(nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
         self.register_buffer("mean", torch.zeros(num_groups))
         self.register_buffer("scale", torch.ones(num_groups))
 
@@ -38,21 +41,21 @@ class RewardObjective(nn.Module):
         self.mean[group] = rewards.mean()
         self.scale[group] = rewards.std().clamp_min(MIN_DEVIATION)
 
-    def forward(self, moved: Tensor, actions: Tensor | None, rewards: Tensor, groups: Tensor) -> Tensor:
+    def forward(self, rollout: Tensor, actions: Tensor | None, rewards: Tensor, groups: Tensor) -> Tensor:
         """Squared error, linear where it exceeds a deviation, a scalar.
 
         So rewards that the data it was fitted to hardly had, as a policy comes to earn, do not drown the rest.
 
         Args:
-            moved: contexts after 1 … K steps, `[B, A, K, D]`.
+            rollout: contexts after 1 … K steps, `[B, A, K, D]`.
             actions: `[B, A, K, action_dim]`, the action that led there; None counts as zeros.
             rewards: `[B, A, K]`, that came with it.
             groups: int64 `[B]`.
         """
         if self.action_dim:
             if actions is None:
-                actions = moved.new_zeros(*moved.shape[:3], self.action_dim)
-            moved = torch.cat([moved, actions], dim=-1)
-        told = self.tell(self.read(moved) + self.of_group(groups)[:, None, None])[..., 0]
+                actions = rollout.new_zeros(*rollout.shape[:3], self.action_dim)
+            rollout = torch.cat([rollout, actions], dim=-1)
+        predicted = self.predict(self.read(rollout) + self.of_group(groups)[:, None, None])[..., 0]
         wanted = (rewards - self.mean[groups][:, None, None]) / self.scale[groups][:, None, None]
-        return F.smooth_l1_loss(told, wanted)
+        return F.smooth_l1_loss(predicted, wanted)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,39 +16,42 @@ from perceiver_obs.data.state_coordinates import StateCoordinates
 MIN_DEVIATION = 1e-3
 
 
+class HasStates(Protocol):
+    """An episode, perhaps with true states `[T + 1, S]`."""
+
+    @property
+    def states(self) -> NDArray[np.float32] | None: ...
+
+
 class StateTargets:
-    """The states of clips in coordinates that frames can show, NaN where a task has none or they were not recorded.
+    """The states of clips in coordinates that frames can show, NaN where there are none.
 
     Args:
         datasets: whose clips are drawn.
+        coordinates: of each, None where its states have no names.
 
     Attributes:
-        size: S, coordinates of the task that has most.
-
-    Raises:
-        ValueError: no dataset holds states.
+        size: S, coordinates of the task that has most; 0 where no dataset has any.
     """
 
-    def __init__(self, datasets: Sequence[RolloutDataset]):
-        self._datasets = datasets
-        self._coordinates = [_coordinates(dataset) for dataset in datasets]
-        self.size = max((len(each.coordinates) for each in self._coordinates if each is not None), default=0)
+    def __init__(self, datasets: Sequence[Sequence[HasStates]], coordinates: Sequence[StateCoordinates | None]):
+        self._datasets, self._coordinates = datasets, coordinates
+        self.size = max((len(each.coordinates) for each in coordinates if each is not None), default=0)
         self._of_episode = lru_cache(None)(self._read)  # training asks for the same ones again and again
-        if not self.size:
-            raise ValueError("regressing states needs rollouts with states; none of these hold any")
 
-    def clips(self, places: Sequence[ClipPlace], length: int) -> Tensor:
-        """States `[B, length, S]` of clips."""
-        targets = np.full((len(places), length, self.size), np.nan, np.float32)
+    @classmethod
+    def of(cls, datasets: Sequence[RolloutDataset]) -> "StateTargets":
+        """Those that were recorded."""
+        return cls(datasets, [_recorded_coordinates(dataset) for dataset in datasets])
+
+    def clips(self, places: Sequence[ClipPlace], length: int, size: int | None = None) -> Tensor:
+        """States `[B, length, S]` of clips; NaN beyond those of the task, up to `size`."""
+        targets = np.full((len(places), length, self.size if size is None else size), np.nan, np.float32)
         for target, place in zip(targets, places):
             states = self._of_episode(place.dataset, place.episode)
             if states is not None:
                 target[:, : states.shape[1]] = states[place.start : place.start + length]
         return torch.from_numpy(targets)
-
-    def unknown(self, count: int, length: int) -> Tensor:
-        """NaN for clips `[count, length, S]` of which no state is known."""
-        return torch.full((count, length, self.size), torch.nan)
 
     def _read(self, dataset: int, episode: int) -> NDArray[np.float32] | None:
         """Coordinates `[T + 1, K]` of a whole episode, None where there are none."""
@@ -67,6 +71,8 @@ class StateObjective(nn.Module):
         num_groups: groups of data (such as tasks) with a state of their own.
     """
 
+    per_group: ClassVar = ("weight", "bias", "mean", "scale")
+    padded: ClassVar = True
     mean: Tensor
     scale: Tensor
 
@@ -101,7 +107,7 @@ class StateObjective(nn.Module):
         return errors.sum() / known.sum().clamp_min(1)
 
 
-def _coordinates(dataset: RolloutDataset) -> StateCoordinates | None:
+def _recorded_coordinates(dataset: RolloutDataset) -> StateCoordinates | None:
     names = dataset.meta["state_names"]
     if names is None:
         return None

@@ -1,11 +1,12 @@
 """Checkpoints of a training run: one safetensors file, written atomically, never a pickle.
 
-The file holds the model's tensors as `model.NAME`, AdamW's as `optimizer.INDEX.NAME`, and as metadata the
+The file holds the model's tensors as `model.NAME`, AdamW's as `optimizer.PARAMETER|ENTRY`, and as metadata the
 format version, step, settings and so on (JSON) with a digest over all of it.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from perceiver_obs.files import write_atomic
+from perceiver_obs.hub import current_names
 from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
+from perceiver_obs.training.settings import current_settings
 
 
 class RunDirectory:
@@ -34,14 +37,15 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self._settings_file = self.path / "settings.json"
         if self._settings_file.is_file():
-            check_same_settings(read_json(self._settings_file), settings, str(self.path))
+            check_same_settings(current_settings(read_json(self._settings_file)), settings, str(self.path))
 
     def write_settings(self, settings: Any) -> None:
         """Records the settings the run is under way with."""
         write_atomic(self._settings_file, json.dumps(settings_to_dict(settings), indent=2).encode())
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = ("1", "2")  # 1 numbered the optimiser's parameters
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Checkpoint:
         settings: what the run was begun with.
         inputs: fingerprints of what it reads, by name.
         tensors: of model and optimiser.
+        format_version: of the file.
     """
 
     step: int
@@ -61,14 +66,26 @@ class Checkpoint:
     settings: dict[str, Any]
     inputs: dict[str, str]
     tensors: dict[str, Tensor]
+    format_version: int = FORMAT_VERSION
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Loads the tensors into a model and an optimiser of the same shapes."""
-        model.load_state_dict(_without_prefix(self.tensors, "model."), strict=True)
-        state: dict[int, dict[str, Tensor]] = {}
+        """Loads the tensors into a model and an optimiser of the same shapes.
+
+        Where the model has `FORMER_TENSORS`, as `Pretrained` has, those of earlier versions too.
+        """
+        former = getattr(model, "FORMER_TENSORS", {})
+        saved = _without_prefix(self.tensors, "model.")
+        model.load_state_dict(current_names(saved, former), strict=True)
+        names = _parameter_names(model, optimizer)
+        entries: dict[str, dict[str, Tensor]] = {}
         for name, tensor in _without_prefix(self.tensors, "optimizer.").items():
-            index, _, entry = name.partition(".")
-            state.setdefault(int(index), {})[entry] = tensor
+            owner, _, entry = name.rpartition("." if self.format_version == 1 else "|")
+            entries.setdefault(owner, {})[entry] = tensor
+        if self.format_version == 1:
+            numbered = _numbered_names(model, names, saved, former)
+            entries = {numbered[int(number)]: entry for number, entry in entries.items()}
+        entries = current_names(entries, former)
+        state = {number: entries[name] for number, name in enumerate(names) if name in entries}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -86,8 +103,9 @@ def save_checkpoint(
     Raises OSError naming the file and the space needed if the disk is full.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in entries.items()}
+    names = _parameter_names(model, optimizer)
+    for number, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{names[number]}|{entry}": tensor for entry, tensor in entries.items()}
     # Clones, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = {
@@ -118,13 +136,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"checkpoint {path} is cut short or damaged: {error}") from error
     if missing := {"format_version", "step", "minutes", "settings", "inputs", "digest"} - metadata.keys():
         raise ValueError(f"{path} is not a training checkpoint: it lacks {', '.join(sorted(missing))}")
-    if metadata["format_version"] != str(FORMAT_VERSION):
+    if metadata["format_version"] not in READABLE:
         raise ValueError(
             f"checkpoint {path} is of format version {metadata['format_version']}, expected {FORMAT_VERSION}"
         )
     if metadata.pop("digest") != _digest(tensors, metadata):
         raise ValueError(f"checkpoint {path} is damaged: its content does not match its digest")
-    content = {name: json.loads(metadata[name]) for name in ("step", "minutes", "settings", "inputs")}
+    content = {name: json.loads(metadata[name]) for name in ("format_version", "step", "minutes", "settings", "inputs")}
+    content["settings"] = current_settings(content["settings"])
     return Checkpoint(tensors=tensors, **content)
 
 
@@ -144,3 +163,30 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of an optimiser's parameters in their order; of those that are not the model's, their number."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [names.get(id(parameter), str(number)) for number, parameter in enumerate(ordered)]
+
+
+def _numbered_names(
+    model: nn.Module, names: list[str], saved: dict[str, Tensor], former: Mapping[str, str | None]
+) -> list[str]:
+    """The parameters that numbers meant in format 1: those of `names` with what is gone, the predictor's last ones.
+
+    What decays (two axes and more) comes first.
+    """
+    gone = [name for name in saved if name.startswith(tuple(each for each, now in former.items() if now is None))]
+    if not gone:
+        return names
+    dimensions = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    ordered: list[str] = []
+    for decays in (True, False):
+        of_kind = [name for name in names if (dimensions[name] >= 2) == decays]
+        place = 1 + max(number for number, name in enumerate(of_kind) if name.startswith("predictor."))
+        of_kind[place:place] = [name for name in gone if (saved[name].ndim >= 2) == decays]
+        ordered += of_kind
+    return ordered

@@ -150,6 +150,50 @@ def make_optimizer(module: nn.Module, settings: RunSettings) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
 
 
+class OptimizerSteps:
+    """Takes the steps of trainings and adaptations: seeded, clipped, and only where everything is finite.
+
+    Args:
+        module: called with a batch's tensors as keywords, gives a mapping of scalar tensors with `loss`.
+        optimizer: of its parameters.
+        settings: seed and the norm that gradients are clipped to.
+        accelerator: of the run; module and optimiser may be prepared by it.
+        device: of the module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: RunSettings,
+        accelerator: Accelerator,
+        device: torch.device,
+    ):
+        self.module, self.optimizer, self.settings = module, optimizer, settings
+        self.accelerator, self.device = accelerator, device
+
+    def take(self, step: int, rate: float, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """Takes the step numbered `step` from 0, at a learning rate, and returns what the module gave.
+
+        Raises FloatingPointError, before anything has changed, if a loss or the gradient is not finite.
+        """
+        seed_step(self.settings.seed, step, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.module(**{name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()})
+        self.optimizer.zero_grad()
+        self.accelerator.backward(losses["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_grad_norm)
+        named = {**losses, "gradient_norm": norm}
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        scalars = dict(zip(named, values))
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} became {value} at step {step}")
+        self.optimizer.step()
+        return scalars
+
+
 def train(stage: Stage, settings: RunSettings, run: RunDirectory, accelerator: Accelerator) -> Outcome:
     """Trains from the last checkpoint, or from the start, to the last step or the time limit.
 
@@ -176,6 +220,7 @@ class _Training:
             self.step, self.minutes_before = checkpoint.step, checkpoint.minutes
         self.started = time.monotonic()
         self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
+        self.optimizer_steps = OptimizerSteps(self.module, self.optimizer, settings, accelerator, accelerator.device)
 
     def run_steps(self) -> Outcome:
         settings = self.settings
@@ -220,30 +265,15 @@ class _Training:
         return None
 
     def _optimize(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        settings, accelerator = self.settings, self.accelerator
-        seed_step(settings.seed, self.step, accelerator.process_index)
-        rate = learning_rate(self.step, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        losses = self.module(**batch)
-        self.optimizer.zero_grad()
-        accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(self.module.parameters(), settings.max_grad_norm)
-        named = {**losses, "gradient_norm": norm}
-        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
-        scalars = dict(zip(named, values))
-        for name, value in scalars.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(self._not_finite(name, value))
-        self.optimizer.step()
-        return {**scalars, "learning_rate": rate}
-
-    def _not_finite(self, name: str, value: float) -> str:
-        saved = f"the last good checkpoint is {self.run.checkpoint}"
-        if not self.run.checkpoint.exists():
+        rate = learning_rate(self.step, self.settings)
+        try:
+            scalars = self.optimizer_steps.take(self.step, rate, batch)
+        except FloatingPointError as error:
             saved = "there is no checkpoint yet"
-        return f"{name} became {value} at step {self.step}; {saved}. A lower learning rate may help"
+            if self.run.checkpoint.exists():
+                saved = f"the last good checkpoint is {self.run.checkpoint}"
+            raise FloatingPointError(f"{error}; {saved}. A lower learning rate may help") from None
+        return {**scalars, "learning_rate": rate}
 
     def _minutes(self) -> float:
         """Time spent on the run so far, also before it was resumed."""

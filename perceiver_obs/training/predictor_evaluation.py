@@ -27,7 +27,7 @@ FORECASTS = {
     "copy": "copy last frame",
     "bigram": "bigram",
     "unigram": "unigram",
-    "change": "bigram, told that it changes",
+    "change": "bigram, given that it changes",
 }
 KINDS = {"": "all tokens", "_moving": "where something moves", "_changing": "tokens that change"}
 
@@ -71,8 +71,8 @@ class PredictorEvaluation:
         shortest = min(d.lengths[e] for d, of in zip(clips.datasets, held_out.episodes) for e in of)
         self.num_seen = min(model.video_shape[0], shortest - 1)
         strip_length = min(self.num_seen + STRIP_FRAMES, shortest)
-        self.clips = RolloutClips(held_out.datasets, held_out.episodes, self.num_seen + 1)
-        self.strips = RolloutClips(held_out.datasets, held_out.episodes, strip_length)
+        self.clips = held_out.of_length(self.num_seen + 1)
+        self.strips = held_out.of_length(strip_length)
 
     @torch.no_grad()
     def accuracies(self, device: torch.device) -> dict[str, float]:
@@ -92,7 +92,7 @@ class PredictorEvaluation:
 
     @torch.no_grad()
     def continuations(self, device: torch.device, count: int = STRIPS) -> list[Continuation]:
-        """What the model makes of held-out clips after their first frames, told the actions that were taken."""
+        """What the model makes of held-out clips after their first frames, given the actions that were taken."""
         places = self.strips.index.draw(count, seed=1, step=0)
         frames = self.strips.frames(places)
         seen = torch.from_numpy(frames[:, : self.num_seen]).to(device)
@@ -114,6 +114,8 @@ class PredictorEvaluation:
             "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
         }
+        if privileged := self.model.frame_contract.get("privileged"):
+            facts["privileged"] = f"trained on the simulator {privileged} too, not on pixels alone"
         for kind in ("_moving", "_changing"):
             if f"model{kind}" in scores:
                 best = max(scores[f"{name}{kind}"] for name in FORECASTS if name != "model")
@@ -134,7 +136,7 @@ class PredictorEvaluation:
                 "Next tokens predicted, beside baselines",
                 "Share of the next frame's tokens that are exactly right: of all, of those at places where any token "
                 "changes, and of those that change themselves, which copying cannot predict. The unigram knows each "
-                "place's most frequent token, the bigram what most often follows the token that is there; told that "
+                "place's most frequent token, the bigram what most often follows the token that is there; given that "
                 "it changes, what most often follows of all others.",
                 plots.bars(_bar_groups(scores), "share right"),
             ),

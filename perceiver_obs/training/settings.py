@@ -1,7 +1,8 @@
 """Settings of both trainings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from perceiver_obs.settings import resumable
 
@@ -11,7 +12,8 @@ class RunSettings:
     """What every training run has in common."""
 
     data: tuple[str, ...] = ("runs/data",)
-    """Rollout directories to learn from. Several have equal sampling weights, whatever their sizes."""
+    """Rollout directories to learn from. Several are mixed in equal parts, whatever their sizes; runs/data=2 is drawn
+    from twice as often as the others (weights of a directory that is named again add up)."""
     out: str = resumable("runs/training")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
     steps: int = resumable(10_000)
@@ -117,8 +119,9 @@ class TrainPredictorSettings(RunSettings):
     tokenizer: str = "runs/tokenizer"
     """Directory of the trained tokenizer."""
     begin_with: str | None = None
-    """Go on from the weights of this model (bundled name, directory or "hf://owner/name") and with its tokenizer, for
-    a new task or for frames of policies. The sizes below must be its own; a lower learning rate keeps more of it."""
+    """Go on from the weights of this model (bundled name, directory or "hf://owner/name"), with its tokenizer and the
+    objective's heads beside it, for a new task or for frames of policies. The sizes below must be its own; a lower
+    learning rate keeps more of it."""
     batch_size: int = 16
     """Clips per step and per process (two GPUs see twice as many). Small batches and many steps learn fastest."""
     learning_rate: float = 1e-3
@@ -154,16 +157,12 @@ class TrainPredictorSettings(RunSettings):
     """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
     read_actions: bool = True
     """Read the actions that led to each frame, and predict under those to come."""
-    horizons: tuple[int, ...] = (0, 1, 2, 3)
-    """Steps ahead to predict tokens, drawn evenly; 0 is the frame itself."""
+    horizons: tuple[int, ...] = (1, 2, 3)
+    """Steps ahead to predict tokens, drawn evenly."""
     cross_entropy_weight: float = 0.1
     """Weight of the cross-entropy of the tokens."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance of decoded to true frames. Slow on a CPU; needs the extra `perceptual`."""
-    regression_weight: float = 0.0
-    """Weight of the squared error of the code vectors."""
-    inverse_dynamics_weight: float = 0.0
-    """Weight of predicting the action from two contexts in a row."""
     foreground_weight: float = 0.0
     """Extra weight of places that move in their clip."""
     edge_weight: float = 1.0
@@ -176,11 +175,11 @@ class TrainPredictorSettings(RunSettings):
     """Weight of decoding frames from contexts, their own and one to come. It costs a decoder's pass."""
     state_weight: float = 0.0
     """Weight of regressing the recorded simulator state: privileged training, for data with states. What a model learns
-    so is not learned from pixels alone: say so where you report results."""
+    so is not learned from pixels alone; its frame contract and its report say so."""
     edge_order: int = 10
     """Spatial frequencies of the edge targets, in each direction."""
     latent_horizon: int = 6
-    """Steps of the linear latent dynamics, from which edge targets are predicted and picked; all of them at once."""
+    """Steps of the rollout of latent dynamics, whose contexts predict and pick edge targets; all of them at once."""
     samples: int = 5
     """Frames of each clip whose contexts are trained."""
     token_predictions: int | None = 8
@@ -188,18 +187,13 @@ class TrainPredictorSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.horizons or min(self.horizons) < 0:
-            raise ValueError(f"horizons must be numbers of steps from 0 up, got {self.horizons}")
+        if not self.horizons or min(self.horizons) < 1:
+            raise ValueError(f"horizons must be numbers of steps from 1 up, got {self.horizons}")
         if self.latent_horizon < 1:
             raise ValueError(f"latent_horizon must be at least 1, got {self.latent_horizon}")
         longest = max(*self.horizons, self.latent_horizon if self.predicts_latents else 0)
         if self.clip_length <= longest:
             raise ValueError(f"clip_length must exceed the longest horizon {longest}, got {self.clip_length}")
-
-    @property
-    def needs_frames(self) -> bool:
-        """Whether anything but tokens is read."""
-        return self.reads == "frames" or self.perceptual_weight > 0 or self.predicts_latents
 
     @property
     def predicts_latents(self) -> bool:
@@ -214,3 +208,19 @@ class TrainPredictorSettings(RunSettings):
                 self.state_weight,
             )
         )
+
+
+FORMER_NAMES = {"outline_weight": "edge_weight", "outline_order": "edge_order", "outline_horizon": "latent_horizon"}
+FORMER_WEIGHTS = ("regression_weight", "inverse_dynamics_weight")  # of objectives that are gone
+
+
+def current_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a version before has written, by the names of this one.
+
+    What had no effect is left out: a weight of 0 of an objective that is gone, and a horizon of 0 steps.
+    """
+    settings = {FORMER_NAMES.get(name, name): value for name, value in saved.items()}
+    settings = {name: value for name, value in settings.items() if name not in FORMER_WEIGHTS or value}
+    if isinstance(horizons := settings.pop("horizons", None), list):
+        horizons = [steps for steps in horizons if steps]
+    return {**settings, "horizons": horizons} if horizons else settings

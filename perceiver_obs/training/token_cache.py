@@ -54,8 +54,7 @@ class TokenCache:
 
     def fill(self, accelerator: Accelerator) -> None:
         """Encodes the episodes that are not there yet, shared out among the processes."""
-        first = {folder: number for number, folder in reversed(list(enumerate(self._folders)))}  # one may come twice
-        every = [(number, episode) for number in first.values() for episode in range(len(self._datasets[number]))]
+        every = [(number, episode) for number, each in enumerate(self._datasets) for episode in range(len(each))]
         # Shared out before looking at the disk, which the other processes are writing to.
         mine = every[accelerator.process_index :: accelerator.num_processes]
         missing = [place for place in mine if not self._file(*place, "tokens").exists()]

@@ -15,16 +15,14 @@ from perceiver_obs.data.splits import joint_contract, open_datasets, split_episo
 from perceiver_obs.frame_contract import FrameContract
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import isolated, seed_generators
-from perceiver_obs.modules.adapters import pad_actions
-from perceiver_obs.objectives.edge_targets import EdgeTargets
-from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective
+from perceiver_obs.objectives.predictor import PredictorObjective
+from perceiver_obs.objectives.saved_heads import save_heads, take_up_heads
 from perceiver_obs.objectives.states import StateTargets
-from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.reporting.report import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory, state_digest
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
+from perceiver_obs.training.objective import clip_batch, make_objective, training_contract
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
 from perceiver_obs.training.settings import TrainPredictorSettings
 from perceiver_obs.training.token_cache import TokenCache
@@ -51,51 +49,13 @@ def _train(settings: TrainPredictorSettings) -> CausalPerceiverIO:
     if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
         stage.fit_context_statistics(accelerator.device)
         stage.model.save_pretrained(run.path)
+        if stage.module.latent is not None:
+            save_heads(run.path, stage.module.latent)
         write_data_record(run.path, stage.clips.datasets, read_data_record(stage.made_from) or ())
         save_section(run.path, stage.evaluation.section(run, outcome, accelerator.device))
     accelerator.print(f"predictor: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()
     return CausalPerceiverIO.from_pretrained(run.path)
-
-
-def make_edge_targets(
-    model: CausalPerceiverIO, settings: TrainPredictorSettings, num_groups: int
-) -> EdgeTargets | None:
-    """EdgeTargets as settings ask for them, not fitted yet; None where no objective reads them."""
-    if not settings.predicts_latents:
-        return None
-    return EdgeTargets(settings.edge_order, num_groups, model.video_shape[2:], settings.latent_horizon)
-
-
-def make_objective(
-    predictor: PerceiverTokenPredictor,
-    settings: TrainPredictorSettings,
-    edge_targets: EdgeTargets | None,
-    device: torch.device,
-    num_states: int | None = None,
-) -> PredictorObjective:
-    """The objective that settings ask for, not fitted to the data yet; with `edge_targets` where they read any."""
-    return PredictorObjective(
-        predictor,
-        LossWeights(
-            cross_entropy=settings.cross_entropy_weight,
-            perceptual=settings.perceptual_weight,
-            regression=settings.regression_weight,
-            inverse_dynamics=settings.inverse_dynamics_weight,
-            edge=settings.edge_weight,
-            contrastive=settings.contrastive_weight,
-            reward=settings.reward_weight,
-            pixel=settings.pixel_weight,
-            state=settings.state_weight,
-        ),
-        settings.horizons,
-        settings.samples,
-        settings.foreground_weight,
-        perceptual_distance=PerceptualDistance().to(device) if settings.perceptual_weight else None,
-        edge_targets=edge_targets,
-        token_predictions=settings.token_predictions,
-        num_states=num_states,
-    )
 
 
 def _take_weights(model: CausalPerceiverIO, begun: CausalPerceiverIO) -> None:
@@ -111,12 +71,14 @@ def _take_weights(model: CausalPerceiverIO, begun: CausalPerceiverIO) -> None:
 class PredictorStage(Stage):
     """Clips of cached tokens in, tokens of later frames out."""
 
+    module: PredictorObjective
+
     def __init__(self, settings: TrainPredictorSettings, run: RunDirectory, accelerator: Accelerator):
         self.settings = settings
-        datasets = open_datasets(settings.data)
+        datasets, weights = open_datasets(settings.data)
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
-        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
-        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
+        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length, weights)
+        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length, weights)
         tasks, self.groups = task_groups(datasets)
         begun = None if settings.begin_with is None else CausalPerceiverIO.from_pretrained(settings.begin_with)
         tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer) if begun is None else begun.tokenizer
@@ -131,10 +93,11 @@ class PredictorStage(Stage):
         self.cache.fill(accelerator)
         if begun is None:
             self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
-        edge_targets = make_edge_targets(self.model, settings, len(tasks))
-        self.states = StateTargets(datasets) if settings.state_weight else None
-        num_states = None if self.states is None else self.states.size
-        self.module = make_objective(self.model.predictor, settings, edge_targets, accelerator.device, num_states)
+        self.states = StateTargets.of(datasets) if settings.state_weight else None
+        num_states = 0 if self.states is None else self.states.size
+        self.module = make_objective(self.model, settings, tasks, num_states, accelerator.device)
+        if settings.begin_with is not None and self.module.latent is not None:
+            accelerator.print(take_up_heads(self.module.latent, self.made_from))
         self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
             self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
@@ -164,7 +127,7 @@ class PredictorStage(Stage):
             timescales=settings.timescales,
             action_dim=action_dim if settings.read_actions else None,
         )
-        model.frame_contract = contract.to_json()
+        model.frame_contract = training_contract(contract.to_json(), settings, begun)
         model.tokenizer.requires_grad_(False)
         return model
 
@@ -173,20 +136,8 @@ class PredictorStage(Stage):
         return self._batch_of(self.clips, places)
 
     def _batch_of(self, clips: RolloutClips, places: Sequence[ClipPlace]) -> dict[str, Tensor]:
-        vectors, tokens = self.cache.clips(places, self.settings.clip_length)
-        batch = {"vectors": vectors, "tokens": tokens}
-        if self.model.action_dim is not None:
-            actions = torch.from_numpy(clips.actions(places))
-            batch["actions"] = pad_actions(actions, self.model.action_dim, actions.shape[:2])
-        if self.settings.needs_frames:
-            batch["frames"] = torch.from_numpy(clips.frames(places))
-        if self.settings.predicts_latents:
-            batch["groups"] = torch.tensor([self.groups[place.dataset] for place in places])
-        if self.settings.reward_weight:
-            batch["rewards"] = torch.from_numpy(clips.rewards(places))
-        if self.states is not None:
-            batch["states"] = self.states.clips(places, self.settings.clip_length)
-        return batch
+        codes = self.cache.clips(places, self.settings.clip_length)
+        return clip_batch(clips, places, codes, self.groups, self.module, self.states)
 
     def evaluate(self, device: torch.device) -> Evaluation:
         losses = []
@@ -211,7 +162,7 @@ class PredictorStage(Stage):
         """
         self.model.to(device).eval()
         shortest = min(d.lengths[e] for d, of in zip(self.clips.datasets, self.clips.episodes) for e in of)
-        clips = RolloutClips(self.clips.datasets, self.clips.episodes, min(STATISTICS_LENGTH, shortest))
+        clips = self.clips.of_length(min(STATISTICS_LENGTH, shortest))
         num_partial = min(self.model.receptive_field - 1, clips.index.clip_length // 2)
         contexts = []
         for number in range(STATISTICS_BATCHES):

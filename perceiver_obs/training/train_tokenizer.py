@@ -1,5 +1,7 @@
 """First stage: a tokenizer that turns frames into tokens and back."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,7 @@ from perceiver_obs.data.clips import RolloutClips
 from perceiver_obs.data.data_record import write_data_record
 from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.isolation import isolated, seed_generators
-from perceiver_obs.objectives.edge_targets import EdgeTargets
-from perceiver_obs.objectives.motion import CLIP_LENGTH, FRAMES_SEEN, HORIZON, MotionObjective
+from perceiver_obs.objectives.motion import CLIP_LENGTH, FRAMES_SEEN, MotionObjective
 from perceiver_obs.reporting.report import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory
@@ -46,6 +47,14 @@ def _train(settings: TrainTokenizerSettings) -> VQPTTokenizer:
 class TokenizerObjective(nn.Module):
     """The tokenizer's losses as one forward pass, which data-parallel training asks for."""
 
+    # Those of earlier versions, in checkpoints.
+    FORMER_TENSORS: ClassVar = {
+        "motion.latent.motion.forth.": "motion.latent.dynamics.transition.",
+        "motion.latent.motion.back.": "motion.latent.dynamics.inverse.",
+        "motion.latent.motion.of_action.": "motion.latent.dynamics.action.",
+        "motion.latent.head.": "motion.latent.edge_decoder.",
+    }
+
     def __init__(self, tokenizer: VQPTTokenizer, motion: MotionObjective | None, settings: TrainTokenizerSettings):
         super().__init__()
         self.tokenizer = tokenizer
@@ -72,11 +81,11 @@ class TokenizerStage(Stage):
 
     def __init__(self, settings: TrainTokenizerSettings):
         self.settings = settings
-        datasets = open_datasets(settings.data)
+        datasets, weights = open_datasets(settings.data)
         self.inputs = {"data": str(joint_contract(datasets).data_fingerprint)}
         splits = [split_episodes(dataset, settings.held_out_fraction) for dataset in datasets]
-        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length)
-        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length)
+        self.clips = RolloutClips(datasets, [train for train, _ in splits], settings.clip_length, weights)
+        self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length, weights)
         seed_generators(settings.seed)
         self.tokenizer = VQPTTokenizer(
             in_channels=datasets[0].frame_contract.frame_shape[0],
@@ -95,7 +104,7 @@ class TokenizerStage(Stage):
         motion = None
         if settings.motion_weight:
             try:
-                self.moving = RolloutClips(datasets, self.clips.episodes, CLIP_LENGTH)
+                self.moving = self.clips.of_length(CLIP_LENGTH)
             except ValueError as error:
                 raise ValueError(f"{error}, or leave motion out (motion_weight 0)") from None
             motion = self._motion_objective()
@@ -104,10 +113,9 @@ class TokenizerStage(Stage):
     def _motion_objective(self) -> MotionObjective:
         settings = self.settings
         tasks, self.groups = task_groups(self.moving.datasets)
-        _, size, _ = self.moving.datasets[0].frame_contract.frame_shape
-        edge_targets = EdgeTargets(settings.edge_order, len(tasks), (size, size), HORIZON)
-        vector_size = (size // settings.downsample) ** 2 * settings.code_dim
-        motion = MotionObjective(vector_size, edge_targets, self.moving.action_dim)
+        frame_shape = self.moving.datasets[0].frame_contract.frame_shape
+        vector_size = (frame_shape[1] // settings.downsample) ** 2 * settings.code_dim
+        motion = MotionObjective(vector_size, tasks, frame_shape, settings.edge_order, self.moving.action_dim)
         motion.latent.fit(self.moving, self.groups, settings.seed)
         return motion
 

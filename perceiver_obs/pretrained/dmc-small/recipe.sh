@@ -16,8 +16,8 @@ for task in $tasks; do
     --episodes 14 --max-steps 80
 done
 
-# Twice named counts twice.
-mixed() { for task in $tasks; do for kind in $1-starts $1-starts $1-wild $1-wild standard; do echo $data/$task-$kind; done; done; }
+# Sampling weights; those of a directory that is named again add up.
+mixed() { for task in $tasks; do for kind in $1-starts=2 $1-wild=2 standard; do echo $data/$task-$kind; done; done; }
 # The tokenizer is older than the rest: trained on fast frames, learning motion by a head for each of three horizons, as
 # the version of commit c61faab does, and in two parts, 8,000 steps and then raised to 16,000.
 perceiver-obs train-tokenizer --data $(mixed fast) --out $out/tokenizer --steps 8000
@@ -41,7 +41,7 @@ done
 # Policies' episodes count twice: those met, and a second kind where there is one.
 with_policies() { for task in $tasks; do \
   second=$1; if [ ! -d $data/$task-smooth-$second ]; then second=met; fi; \
-  for kind in smooth-starts smooth-starts smooth-wild smooth-met smooth-$second standard; do echo $data/$task-$kind; done; done; }
+  for kind in smooth-starts=2 smooth-wild smooth-met smooth-$second standard; do echo $data/$task-$kind; done; done; }
 perceiver-obs train-predictor --data $(with_policies met) --begin-with $out/first-half --out $out/second --samples 8 \
   --steps 10000 --learning-rate 5e-4
 python -c "from perceiver_obs import CausalPerceiverIO

@@ -184,6 +184,14 @@ def find_pretrained(name: str | Path, revision: str | None = None) -> Path:
     return Path(name)
 
 
+def saved_class(name: str | Path) -> str | None:
+    """The class of the model in a directory, as its `config.json` says; None where that cannot be read."""
+    try:
+        return json.loads((find_pretrained(name) / CONFIG_FILE).read_text()).get("class")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def directory_name(directory: Path) -> str:
     """A directory as a string that `find_pretrained` takes for nothing else."""
     return str(directory) if len(directory.parts) > 1 else os.path.join(os.curdir, directory)

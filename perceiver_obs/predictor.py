@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceiver_obs.frame_reader import FrameReader
 from perceiver_obs.generation import GenerationMode, Visible, generate

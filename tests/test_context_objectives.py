@@ -121,3 +121,18 @@ def test_a_model_of_frames_trains_on_pixels_and_states(tmp_path):
     without = write_dataset(tmp_path / "without", [20, 22])
     with pytest.raises(ValueError, match="needs rollouts with states; none of these hold any"):
         train_predictor(predictor_settings(without, tmp_path / "tokenizer", tmp_path / "refused", state_weight=1.0))
+
+
+def test_a_model_of_frames_encodes_what_evaluations_ask_for_and_takes_the_tokenizer_of_a_whole_model(tmp_path):
+    data = write_dataset(tmp_path / "data", [20, 22, 24, *[21] * 12])
+    train_tokenizer(tokenizer_settings(data, tmp_path / "tokenizer"))
+    changes = dict(reads="frames", keypoints=None, inputs_per_frame=2)
+    settings = predictor_settings(data, tmp_path / "tokenizer", tmp_path / "model", **changes)
+    model = train_predictor(settings)
+    cached = len(list((tmp_path / "model" / "token_cache").rglob("*.tokens.npy")))
+    assert 0 < cached <= 15
+    other = predictor_settings(data, tmp_path / "model", tmp_path / "other", **changes)
+    again = train_predictor(other)
+    before, after = model.tokenizer.state_dict(), again.tokenizer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "no training of the Perceiver changes it"
+    assert again.fingerprint == model.fingerprint, "the same tokenizer gives the same model"

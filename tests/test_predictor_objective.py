@@ -8,7 +8,14 @@ from tiny_models import tiny_model
 
 from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
 from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import ClipSampling, LossWeights, PredictorObjective, random_visible
+from perceiver_obs.objectives.predictor import (
+    ClipSampling,
+    LossWeights,
+    PredictorObjective,
+    Starts,
+    TokenClips,
+    random_visible,
+)
 
 EVERY = LossWeights(
     1.0,
@@ -156,3 +163,17 @@ def test_perceptual_distance_orders_what_an_eye_would(distance, real_video):
     distance(dim, frames).backward()
     assert dim.grad.abs().sum() > 0
     assert not distance.train().training
+
+
+def test_tokens_encoded_for_a_prediction_are_those_of_its_clip(batch):
+    trained = objective(LossWeights(1.0)).train()
+    tokenizer = trained.predictor.tokenizer
+    assert not tokenizer.training
+    tokens = tokenizer.unpack(batch["tokens"])
+    clips = TokenClips(batch["vectors"], tokenizer.quantizer.lookup(tokens), tokens)
+    row, anchor, horizon = torch.tensor([[0, 3, 3], [1, 0, 7], [2, 1, 3]])
+    starts = Starts(row, anchor, torch.zeros(3, 8), horizon)
+    found, expected = trained._encoded(starts, batch["frames"]), trained._looked_up(starts, clips)
+    assert torch.equal(found.tokens, expected.tokens)
+    for name in ("last", "codes", "weights"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))

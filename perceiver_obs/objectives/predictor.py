@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -60,33 +60,29 @@ class ClipSampling:
 
 @dataclass(frozen=True)
 class TokenClips:
-    """Clips as the tokenizer sees them.
-
-    Attributes:
-        vectors: before quantisation, `[B, T, h, w, code_dim]`.
-        codes: after it, of the same shape.
-        tokens: `[B, T, h, w, Q]`.
-        actions: `[B, T, A]`, the action that led to each frame.
-        frames: `[B, T, C, H, W]`, where they are needed.
-    """
+    """Clips as the tokenizer sees them: `vectors` and after quantisation `codes` `[B, T, h, w, code_dim]`, `tokens`
+    `[B, T, h, w, Q]`."""
 
     vectors: Tensor
     codes: Tensor
     tokens: Tensor
-    actions: Tensor | None
-    frames: Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.vectors)
 
-    @property
-    def device(self) -> torch.device:
-        return self.vectors.device
+@dataclass(frozen=True)
+class TokenTargets:
+    """What X predictions begin with and are to give.
 
-    @property
-    def grid(self) -> torch.Size:
-        """`(h, w)`."""
-        return self.vectors.shape[2:4]
+    Attributes:
+        last: codes of the context's own frame, `[X, h, w, code_dim]`.
+        codes: of the frame to come, of the same shape.
+        tokens: of the frame to come, `[X, h, w, Q]`.
+        weights: what each of its positions counts, `[X, h, w]`.
+    """
+
+    last: Tensor
+    codes: Tensor
+    tokens: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,10 +150,16 @@ class PredictorObjective(nn.Module):
         if self.latent is not None:
             self.latent.fit(clips, groups, seed, states)
 
+    def train(self, mode: bool = True) -> Self:
+        """The tokenizer stays in eval mode: its codebooks are not trained here."""
+        super().train(mode)
+        self.predictor.tokenizer.eval()
+        return self
+
     def forward(
         self,
-        vectors: Tensor,
-        tokens: Tensor,
+        vectors: Tensor | None = None,
+        tokens: Tensor | None = None,
         actions: Tensor | None = None,
         frames: Tensor | None = None,
         groups: Tensor | None = None,
@@ -167,8 +169,9 @@ class PredictorObjective(nn.Module):
         """`loss` and each objective by the name of its weight.
 
         Args:
-            vectors: code vectors `[B, T, h, w, code_dim]`; T must exceed every horizon.
-            tokens: `[B, T, h, w(, Q)]`.
+            vectors: code vectors `[B, T, h, w, code_dim]`, for a predictor that reads tokens; T must exceed every
+                horizon.
+            tokens: `[B, T, h, w(, Q)]`, for the same.
             actions: `[B, T, A]`, the action that led to each frame.
             frames: `[B, T, C, H, W]`, for a predictor that reads them, the perceptual term and the latent objective.
             groups: int64 `[B]`, which of the latent objective's tasks each clip is of.
@@ -176,46 +179,71 @@ class PredictorObjective(nn.Module):
             states: `[B, T, S]`, NaN where unknown, where they are regressed.
         """
         predictor, weights = self.predictor, self.weights
-        tokens = predictor.tokenizer.unpack(tokens)
-        clips = TokenClips(vectors, predictor.tokenizer.quantizer.lookup(tokens), tokens, actions, frames)
-        anchors = self._anchors(vectors.shape[1], clips.device)
+        clips = None
+        if predictor.frame_adapter is None:
+            if vectors is None or tokens is None:
+                raise ValueError("the predictor reads tokens, but none are given")
+            unpacked = predictor.tokenizer.unpack(tokens)
+            clips = TokenClips(vectors, predictor.tokenizer.quantizer.lookup(unpacked), unpacked)
+            observed = self._vectors_and_codes(clips)
+        elif frames is None:
+            raise ValueError("the predictor reads frames, but none are given")
+        else:
+            observed = predictor.observe(frames)[0]
+        anchors = self._anchors(observed.shape[1], observed.device)
         read = None if torch.rand(()) < self.sampling.without_actions else actions
-        contexts, _ = predictor.encode(self._observed(clips), read, only=anchors)
+        contexts, _ = predictor.encode(observed, read, only=anchors)
         parts: dict[str, Tensor] = {}
         if self.latent is not None:
             if frames is None or groups is None:
                 raise ValueError("the latent objective needs frames and groups")
             parts |= self.latent(contexts, anchors, Clips(frames, groups, actions, rewards, states))
         if weights.cross_entropy or weights.perceptual:
-            parts |= self._token_losses(contexts, anchors, clips)
-        return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), vectors.new_zeros(())), **parts}
+            parts |= self._token_losses(self._starts(contexts, anchors), clips, actions, frames)
+        return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), contexts.new_zeros(())), **parts}
 
-    def _observed(self, clips: TokenClips) -> Tensor:
-        """What contexts are made of: frames, or code vectors of which a share is looked up, as in generation."""
-        if self.predictor.frame_adapter is not None:
-            if clips.frames is None:
-                raise ValueError("the predictor reads frames, but none are given")
-            return self.predictor.observe(clips.frames)[0]
-        as_codes = torch.rand(len(clips), 1, 1, 1, 1, device=clips.device) < self.sampling.quantized_input
+    def _vectors_and_codes(self, clips: TokenClips) -> Tensor:
+        """Code vectors of which a share is looked up, as in generation."""
+        device = clips.vectors.device
+        as_codes = torch.rand(len(clips.vectors), 1, 1, 1, 1, device=device) < self.sampling.quantized_input
         return torch.where(as_codes, clips.codes, clips.vectors)
 
-    def _token_losses(self, contexts: Tensor, anchors: Tensor, clips: TokenClips) -> dict[str, Tensor]:
+    def _token_losses(
+        self, starts: Starts, clips: TokenClips | None, actions: Tensor | None, frames: Tensor | None
+    ) -> dict[str, Tensor]:
         """Of predictions of whole frames, from contexts drawn among those of all clips."""
         predictor, weights = self.predictor, self.weights
         parts: dict[str, Tensor] = {}
-        starts = self._starts(contexts, anchors)
-        row, target = starts.row, starts.target
-        shown = random_visible(len(row), clips.grid, clips.device)
-        hidden = self._predict(starts, clips, shown)
-        wanted = clips.tokens[row, target].flatten(1, 2)
+        targets = self._encoded(starts, frames) if clips is None else self._looked_up(starts, clips)
+        grid = targets.tokens.shape[1:3]
+        shown = random_visible(len(starts.row), grid, targets.tokens.device)
+        hidden = self._predict(starts, targets, shown, actions)
+        wanted = targets.tokens.flatten(1, 2)
         logits = predictor.head(hidden, predictor.tokenizer.quantizer.partial_sums(wanted))
         if weights.cross_entropy:
             each = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none").mean(-1)
-            counts = (self._motion_weights(clips.vectors)[row, target] * ~shown).flatten(1, 2)
+            counts = (targets.weights * ~shown).flatten(1, 2)
             parts["cross_entropy"] = (each * counts).sum() / counts.sum()
         if weights.perceptual:
-            parts["perceptual"] = self._perceptual_loss(logits, starts, clips)
+            parts["perceptual"] = self._perceptual_loss(logits, starts, grid, frames)
         return parts
+
+    def _looked_up(self, starts: Starts, clips: TokenClips) -> TokenTargets:
+        row, target = starts.row, starts.target
+        weights = self._motion_weights(clips.vectors)[row, target]
+        return TokenTargets(
+            clips.codes[row, starts.anchor], clips.codes[row, target], clips.tokens[row, target], weights
+        )
+
+    @torch.no_grad()
+    def _encoded(self, starts: Starts, frames: Tensor | None) -> TokenTargets:
+        """Tokens of the few frames that are asked for, where the predictor reads no tokens."""
+        assert frames is not None
+        tokenizer = self.predictor.tokenizer
+        both = torch.cat([frames[starts.row, starts.anchor], frames[starts.row, starts.target]])
+        tokens = tokenizer.unpack(tokenizer.quantize(tokenizer.encode_vectors(both[:, None]))[1])[:, 0]
+        (last, codes), (_, target) = tokenizer.quantizer.lookup(tokens).chunk(2), tokens.chunk(2)
+        return TokenTargets(last, codes, target, torch.ones_like(target[..., 0], dtype=codes.dtype))
 
     def _anchors(self, length: int, device: torch.device) -> Tensor:
         """Different frames to predict from, the same for all clips, so that other contexts need no computing.
@@ -236,13 +264,13 @@ class PredictorObjective(nn.Module):
         horizon = ahead[torch.randint(len(ahead), (len(chosen),), device=contexts.device)]
         return Starts(row[chosen], anchors.repeat(len(contexts))[chosen], contexts.flatten(0, 1)[chosen], horizon)
 
-    def _predict(self, starts: Starts, clips: TokenClips, shown: Tensor) -> Tensor:
+    def _predict(self, starts: Starts, targets: TokenTargets, shown: Tensor, actions: Tensor | None) -> Tensor:
         """The decoder's vectors `[X, h * w, C]` of the frames to come, where some of their tokens are shown."""
         row, anchor = starts.row, starts.anchor
         steps = torch.arange(1, max(self.sampling.horizons) + 1, device=row.device)
-        ahead = None if clips.actions is None else clips.actions[row[:, None], anchor[:, None] + steps]
-        visible = clips.codes[row, starts.target], shown
-        return self.predictor.predict(starts.contexts, clips.codes[row, anchor], starts.horizon, ahead, None, visible)
+        ahead = None if actions is None else actions[row[:, None], anchor[:, None] + steps]
+        visible = targets.codes, shown
+        return self.predictor.predict(starts.contexts, targets.last, starts.horizon, ahead, None, visible)
 
     def _motion_weights(self, vectors: Tensor) -> Tensor:
         """`[B, T, h, w]`, about 1 on average: more for what departs from its clip's mean."""
@@ -250,14 +278,14 @@ class PredictorObjective(nn.Module):
         relative = (motion / motion.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)).clamp(max=5)
         return (1 + self.sampling.foreground_weight * relative) / (1 + self.sampling.foreground_weight)
 
-    def _perceptual_loss(self, logits: Tensor, starts: Starts, clips: TokenClips) -> Tensor:
-        if clips.frames is None:
+    def _perceptual_loss(self, logits: Tensor, starts: Starts, grid: Sequence[int], frames: Tensor | None) -> Tensor:
+        if frames is None:
             raise ValueError("the perceptual term needs the frames")
         few = slice(0, self.sampling.perceptual_samples)
-        real = self.predictor.tokenizer.check(clips.frames[starts.row[few], starts.target[few]][:, None])[:, 0]
+        real = self.predictor.tokenizer.check(frames[starts.row[few], starts.target[few]][:, None])[:, 0]
         distance = self._perceptual[0]
         assert distance is not None
-        return distance(self.predictor.decode_expected(logits[few], (clips.grid[0], clips.grid[1])), real)
+        return distance(self.predictor.decode_expected(logits[few], (grid[0], grid[1])), real)
 
 
 def random_visible(count: int, grid: Sequence[int], device: torch.device) -> Tensor:

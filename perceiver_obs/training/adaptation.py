@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
-from perceiver_obs.data.clips import Recorded, RolloutClips
+from perceiver_obs.data.clips import ClipPlace, Recorded, RolloutClips
 from perceiver_obs.data.splits import open_datasets, split_episodes, task_groups
 from perceiver_obs.data.state_coordinates import StateCoordinates
 from perceiver_obs.files import write_atomic
@@ -130,7 +131,8 @@ class Adaptation:
         training = [split_episodes(dataset, settings.held_out_fraction)[0] for dataset in self.datasets]
         self._offline = RolloutClips(self.datasets, training, settings.clip_length, self._weights)
         self._cache = TokenCache(token_cache, copy.deepcopy(self.model.tokenizer), self.datasets)
-        self._cache.fill(self._optimizer_steps.accelerator)
+        if settings.reads == "tokens":
+            self._cache.fill(self._optimizer_steps.accelerator)
         self._objective.fit(self._offline, self._groups, settings.seed, self._states)
 
     def learn(self, episodes: Sequence[OnlineEpisode], steps: int) -> dict[str, float]:
@@ -223,13 +225,17 @@ class Adaptation:
         parts = []
         if count := settings.batch_size - self._online_clips:
             places = self._offline.index.draw(count, settings.seed, self.steps, OFFLINE)
-            codes = self._cache.clips(places, length)
+            codes = partial(self._cache.clips, places, length)
             parts.append(clip_batch(self._offline, places, codes, self._groups, self._objective, self._states))
         if count := self._online_clips:
             places = online.index.draw(count, settings.seed, self.steps, ONLINE)
-            codes = clip_codes([self._codes_of(online.datasets[0][p.episode]) for p in places], places, length)
+            codes = partial(self._online_codes, online, places)
             parts.append(clip_batch(online, places, codes, [self._online_group], self._objective, states))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _online_codes(self, online: RolloutClips, places: Sequence[ClipPlace]) -> tuple[Tensor, Tensor]:
+        codes = [self._codes_of(online.datasets[0][place.episode]) for place in places]
+        return clip_codes(codes, places, self.settings.clip_length)
 
     def _codes_of(self, episode: Recorded) -> Codes:
         """Encoded once, and forgotten with the episode."""

@@ -1,6 +1,6 @@
 """From the settings of `train-predictor` to its objective and the batches that it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def make_objective(
 def clip_batch(
     clips: RolloutClips,
     places: Sequence[ClipPlace],
-    codes: tuple[Tensor, Tensor],
+    codes: Callable[[], tuple[Tensor, Tensor]],
     groups: Sequence[int],
     objective: PredictorObjective,
     states: StateTargets | None,
@@ -72,13 +72,15 @@ def clip_batch(
 
     Args:
         clips, places: what was drawn.
-        codes: vectors and tokens of these clips.
+        codes: gives vectors and tokens of these clips; not asked where frames are read.
         groups: the group of each dataset of `clips`.
         objective: names what it needs.
         states: of the datasets, where they are regressed.
     """
     weights, predictor = objective.weights, objective.predictor
-    batch = dict(zip(("vectors", "tokens"), codes))
+    batch = {}
+    if predictor.frame_adapter is None:
+        batch["vectors"], batch["tokens"] = codes()
     if predictor.action_dim is not None:
         actions = torch.from_numpy(clips.actions(places))
         batch["actions"] = pad_actions(actions, predictor.action_dim, actions.shape[:2])

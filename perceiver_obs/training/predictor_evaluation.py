@@ -66,7 +66,7 @@ class PredictorEvaluation:
         self.model, self.cache, self.num_clips = model, cache, num_clips
         self.baselines = NextTokenBaselines(model.tokenizer.num_codes)
         for dataset, episodes in enumerate(clips.episodes):
-            for episode in episodes[:BASELINE_EPISODES]:
+            for episode in episodes[: max(1, BASELINE_EPISODES // len(clips.episodes))]:
                 self.baselines.fit(cache.tokens(dataset, episode))
         shortest = min(d.lengths[e] for d, of in zip(clips.datasets, held_out.episodes) for e in of)
         self.num_seen = min(model.video_shape[0], shortest - 1)

@@ -117,7 +117,7 @@ class TrainPredictorSettings(RunSettings):
     out: str = resumable("runs/predictor")
     """Directory of the run, which becomes the model's. Running again goes on from the last checkpoint."""
     tokenizer: str = "runs/tokenizer"
-    """Directory of the trained tokenizer."""
+    """Directory of the trained tokenizer, or of a model whose tokenizer serves (also a bundled name)."""
     begin_with: str | None = None
     """Go on from the weights of this model (bundled name, directory or "hf://owner/name"), with its tokenizer and the
     objective's heads beside it, for a new task or for frames of policies. The sizes below must be its own; a lower
@@ -164,7 +164,7 @@ class TrainPredictorSettings(RunSettings):
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance of decoded to true frames. Slow on a CPU; needs the extra `perceptual`."""
     foreground_weight: float = 0.0
-    """Extra weight of places that move in their clip."""
+    """Extra weight of places that move in their clip, for a Perceiver that reads tokens."""
     edge_weight: float = 1.0
     """Weight of predicting edge targets, low spatial frequencies of the edges in frames, and how they change."""
     contrastive_weight: float = 0.3
@@ -189,6 +189,8 @@ class TrainPredictorSettings(RunSettings):
         super().__post_init__()
         if not self.horizons or min(self.horizons) < 1:
             raise ValueError(f"horizons must be numbers of steps from 1 up, got {self.horizons}")
+        if self.foreground_weight and self.reads == "frames":
+            raise ValueError("foreground_weight is for a Perceiver that reads tokens, not frames")
         if self.latent_horizon < 1:
             raise ValueError(f"latent_horizon must be at least 1, got {self.latent_horizon}")
         longest = max(*self.horizons, self.latent_horizon if self.predicts_latents else 0)

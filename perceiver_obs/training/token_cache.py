@@ -23,14 +23,16 @@ from perceiver_obs.training.checkpoint import state_digest
 FORMAT_VERSION = 1
 FRAMES_AT_ONCE = 64
 OPEN_EPISODES = 128
-STATISTICS_EPISODES = 100
+STATISTICS_EPISODES, FEW_EPISODES = 100, 4
 
 Codes = tuple[NDArray[np.float16], NDArray[np.uint16]]
 """Code vectors and tokens of an episode."""
 
 
 class TokenCache:
-    """Code vectors and tokens of every episode of several datasets, in `NNNNNN.vectors.npy` and `.tokens.npy`.
+    """Code vectors and tokens of the episodes of several datasets, in `NNNNNN.vectors.npy` and `.tokens.npy`.
+
+    An episode is encoded when it is first asked for; `fill` encodes all beforehand.
 
     Vectors are float16 `[T + 1, h, w, code_dim]`, tokens uint16 `[T + 1, h, w, Q]`. Each dataset's files lie in a
     folder named after the tokenizer's weights and the data, so another tokenizer or other data never meet them.
@@ -58,14 +60,18 @@ class TokenCache:
         # Shared out before looking at the disk, which the other processes are writing to.
         mine = every[accelerator.process_index :: accelerator.num_processes]
         missing = [place for place in mine if not self._file(*place, "tokens").exists()]
-        tokenizer = self._tokenizer.to(accelerator.device).eval()
+        self._tokenizer.to(accelerator.device)
         shown = accelerator.is_main_process and bool(missing)
         for dataset, episode in tqdm(missing, "encoding episodes", unit="episode", disable=not shown):
-            vectors, tokens = encode_frames(tokenizer, self._datasets[dataset][episode].pixels)
-            self._write(dataset, episode, "vectors", vectors)
-            self._write(dataset, episode, "tokens", tokens)  # last: its presence means that both are whole
+            self._encode(dataset, episode)
         self._tokenizer.cpu()
         accelerator.wait_for_everyone()
+
+    def _encode(self, dataset: int, episode: int) -> None:
+        self._tokenizer.eval()
+        vectors, tokens = encode_frames(self._tokenizer, self._datasets[dataset][episode].pixels)
+        self._write(dataset, episode, "vectors", vectors)
+        self._write(dataset, episode, "tokens", tokens)  # last: its presence means that both are whole
 
     def vectors(self, dataset: int, episode: int) -> NDArray[np.float16]:
         """Code vectors of an episode's frames before quantisation, `[T + 1, h, w, code_dim]`."""
@@ -82,11 +88,12 @@ class TokenCache:
     def statistics(self, episodes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Mean `[h, w, code_dim]` and standard deviation around it `[code_dim]` of the frames of chosen episodes.
 
-        Of each dataset at most `STATISTICS_EPISODES` are read, evenly spread.
+        `STATISTICS_EPISODES` are read, evenly spread over each dataset, and a few of each at least.
         """
+        of_each = max(FEW_EPISODES, STATISTICS_EPISODES // len(episodes))
         count, total, squares = 0, np.float64(0), np.float64(0)
         for dataset, chosen in enumerate(episodes):
-            for episode in chosen[:: -(-len(chosen) // STATISTICS_EPISODES)]:
+            for episode in chosen[:: -(-len(chosen) // of_each)]:
                 vectors = self.vectors(dataset, episode).astype(np.float64)
                 count += len(vectors)
                 total = total + vectors.sum(axis=0)
@@ -105,6 +112,8 @@ class TokenCache:
 
     def _load(self, dataset: int, episode: int) -> Codes:
         files = [self._file(dataset, episode, kind) for kind in ("vectors", "tokens")]
+        if not files[-1].exists():
+            self._encode(dataset, episode)
         vectors, tokens = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
         return vectors, tokens
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from perceiver_obs.data.clips import ClipPlace, RolloutClips
 from perceiver_obs.data.data_record import read_data_record, write_data_record
 from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.frame_contract import FrameContract
-from perceiver_obs.hub import find_pretrained
+from perceiver_obs.hub import find_pretrained, saved_class
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.objectives.predictor import PredictorObjective
 from perceiver_obs.objectives.saved_heads import save_heads, take_up_heads
@@ -68,8 +69,15 @@ def _take_weights(model: CausalPerceiverIO, begun: CausalPerceiverIO) -> None:
     model.load_state_dict(begun.state_dict())
 
 
+def _tokenizer(name: str) -> VQPTTokenizer:
+    """A tokenizer, or that of a whole model."""
+    if saved_class(name) == CausalPerceiverIO.__name__:
+        return CausalPerceiverIO.from_pretrained(name).tokenizer
+    return VQPTTokenizer.from_pretrained(name)
+
+
 class PredictorStage(Stage):
-    """Clips of cached tokens in, tokens of later frames out."""
+    """Clips of cached tokens, or of frames, in; tokens of later frames out."""
 
     module: PredictorObjective
 
@@ -81,7 +89,7 @@ class PredictorStage(Stage):
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length, weights)
         tasks, self.groups = task_groups(datasets)
         begun = None if settings.begin_with is None else CausalPerceiverIO.from_pretrained(settings.begin_with)
-        tokenizer = VQPTTokenizer.from_pretrained(settings.tokenizer) if begun is None else begun.tokenizer
+        tokenizer = _tokenizer(settings.tokenizer) if begun is None else begun.tokenizer
         self.made_from = find_pretrained(settings.begin_with or settings.tokenizer)
         contract = joint_contract(datasets)
         self.inputs = {"data": str(contract.data_fingerprint), "tokenizer": state_digest(tokenizer)}
@@ -90,7 +98,8 @@ class PredictorStage(Stage):
             self.inputs["begin_with"] = begun.fingerprint
             _take_weights(self.model, begun)
         self.cache = TokenCache(run.token_cache, tokenizer, datasets)
-        self.cache.fill(accelerator)
+        if settings.reads == "tokens":
+            self.cache.fill(accelerator)
         if begun is None:
             self.model.predictor.set_token_statistics(*self.cache.statistics(self.clips.episodes))
         self.states = StateTargets.of(datasets) if settings.state_weight else None
@@ -136,7 +145,7 @@ class PredictorStage(Stage):
         return self._batch_of(self.clips, places)
 
     def _batch_of(self, clips: RolloutClips, places: Sequence[ClipPlace]) -> dict[str, Tensor]:
-        codes = self.cache.clips(places, self.settings.clip_length)
+        codes = partial(self.cache.clips, places, self.settings.clip_length)
         return clip_batch(clips, places, codes, self.groups, self.module, self.states)
 
     def evaluate(self, device: torch.device) -> Evaluation:

@@ -21,7 +21,7 @@ from perceiver_obs.objectives.perceptual import PerceptualDistance
 from perceiver_obs.objectives.predictor import LossWeights, PredictorObjective
 from perceiver_obs.objectives.states import StateTargets
 from perceiver_obs.predictor import PerceiverTokenPredictor
-from perceiver_obs.reporting.report import save_section
+from perceiver_obs.reporting.sections import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory, state_digest
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
@@ -137,7 +137,7 @@ class PredictorStage(Stage):
         self.module = make_objective(self.model.predictor, settings, edge_targets, accelerator.device, num_states)
         self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
-            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
+            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips, begun is not None
         )
 
     def _build_model(

@@ -48,6 +48,10 @@ lint: .venv/.ready
 # The whole line on cartpole-swingup, from the bundled model to a policy beside one on random weights, at the same time.
 # What is there is not made again, and commands that were killed go on, so `make demo` may be killed and run again.
 DEMO := runs/demo
+# Episodes to collect, optimiser steps of the model, control steps (8 to an agent step) of each policy.
+DEMO_EPISODES := 200
+DEMO_STEPS := 300
+DEMO_FRAMES := 40000
 OBS := $(BIN)/perceiver-obs
 DEMO_POLICIES := $(DEMO)/policy $(DEMO)/policy-random-weights
 demo: setup
@@ -55,9 +59,10 @@ demo: setup
 	$(OBS) report --out $(DEMO)
 
 $(DEMO)/model/model.safetensors:
-	$(OBS) collect --task cartpole-swingup --random-init --episodes 200 --max-steps 50 --out $(DEMO)/data
-	$(OBS) train-predictor --data $(DEMO)/data --begin-with dmc-small --steps 300 --learning-rate 3e-4 \
-	  --evaluate-every 100 --out $(DEMO)/model
+	$(OBS) collect --task cartpole-swingup --random-init --episodes $(DEMO_EPISODES) --max-steps 50 \
+	  --out $(DEMO)/data
+	$(OBS) train-predictor --data $(DEMO)/data --begin-with dmc-small --steps $(DEMO_STEPS) \
+	  --learning-rate 3e-4 --evaluate-every 100 --checkpoint-every 50 --out $(DEMO)/model
 
 $(DEMO)/probe/probe.json: $(DEMO)/model/model.safetensors
 	$(OBS) probe --model $(DEMO)/model --data $(DEMO)/data --random-weights $(DEMO)/random-weights --out $(DEMO)/probe
@@ -67,7 +72,8 @@ $(DEMO)/policy-random-weights/policy.zip: SEES := $(DEMO)/random-weights
 $(DEMO_POLICIES:=/policy.zip): $(DEMO)/probe/probe.json
 	set -o pipefail; $(OBS) train-policy --task cartpole-swingup --model $(SEES) --out $(@D) \
 	  --algorithm CrossQ --learning-rate 1e-3 --hyperparameters ent_coef auto_0.1 --seed 0 \
-	  --total-frames 40000 --eval-every 8000 --eval-episodes 3 --no-progress-bar | sed -u 's|^|$(notdir $(@D)): |'
+	  --total-frames $(DEMO_FRAMES) --eval-every $$(($(DEMO_FRAMES) / 5)) --eval-episodes 3 \
+	  --no-progress-bar | sed -u 's|^|$(notdir $(@D)): |'
 
 $(DEMO)/%/evaluation.json: $(DEMO)/%/policy.zip
 	$(OBS) evaluate --policy $(@D) --episodes 5

@@ -151,7 +151,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], ylabel: str) -> bytes:
 
 def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """Mean return over environment frames with a band of one standard deviation, one line a policy, the first bold."""
-    figure, axes = _figure(8.2, 3.6, 1, 1)
+    figure, axes = _figure(6.8, 3.6, 1, 1)
     axis = axes[0, 0]
     for place, (name, evaluations) in enumerate(lines.items()):
         color = COLORS[place % len(COLORS)]
@@ -162,13 +162,13 @@ def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
         axis.plot(frames, mean, color=color, linewidth=width, marker="o", markersize=2 * width, clip_on=False)
         axis.fill_between(frames, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
         end = (frames[-1], mean[-1])
-        axis.annotate(name, end, (9, 0), textcoords="offset points", color=color, fontsize=10, va="center")
-    axis.set_xlabel("frames", fontsize=9)
-    axis.set_ylabel("return of an episode", fontsize=9)
+        axis.annotate(name, end, (9, 0), textcoords="offset points", color=color, fontsize=11, va="center")
+    axis.set_xlabel("frames", fontsize=11)
+    axis.set_ylabel("return of an episode", fontsize=11)
     axis.set_xlim(left=0)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     _tidy(axis)
-    axis.tick_params(labelsize=9)
+    axis.tick_params(labelsize=10)
     return _png(figure)
 
 

@@ -118,8 +118,8 @@ def verdict(policies: Sequence[PolicyRun]) -> str:
     steps = ours.evaluations[-1].get("steps")
     spent = f"{steps:,} steps ({ours.frames:,} frames)" if steps and steps != ours.frames else f"{ours.frames:,} steps"
     best = f" of at most {BEST_OF_TASKS:,}" if ours.settings.get("env") is None and ours.settings else ""
-    algorithm = ours.settings.get("algorithm") or "the policy"
-    said = f"In {spent} {algorithm} learned {ours.env_name or 'the task'} from {ours.sees} to a return of {ours.said}{best}"
+    learned = f"{ours.settings.get('algorithm') or 'a policy'} learned {ours.env_name or 'the task'} from {ours.sees}"
+    said = f"In {spent} {learned} to a return of {ours.said}{best}"
     if rival is None:
         return f"{said}; no baseline stands beside it."
     beside = f"{rival.said} from {rival.sees}"
@@ -149,7 +149,7 @@ def policy_section(policies: Sequence[PolicyRun]) -> Section:
         (
             names[p.directory],
             p.said,
-            f"{len(p.returns)} {'fresh' if p.is_evaluated else 'of training'}",
+            f"{len(p.returns)} {'fresh' if p.is_evaluated else 'in training'}",
             f"{p.frames:,}",
             _minutes(p.evaluations[-1].get("seconds")),
         )

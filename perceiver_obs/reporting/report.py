@@ -46,12 +46,10 @@ def report(settings: ReportSettings) -> Path:
     """
     out = Path(settings.out)
     if settings.runs:
-        directories = [Path(run) for run in settings.runs]
-        found = [_load(directory) for directory in directories]
+        found = [_load(Path(run)) for run in settings.runs]
     else:
-        directories = sorted(path for path in out.glob("*") if path.is_dir())
         found = []
-        for directory in directories:
+        for directory in sorted(path for path in out.glob("*") if path.is_dir()):
             with suppress(FileNotFoundError):
                 found.append(_load(directory))
     if not found:
@@ -119,8 +117,9 @@ def next_commands(out: Path, policies: Sequence[PolicyRun]) -> list[tuple[str, s
     commands = []
     if not ours.is_evaluated:
         commands.append(("Evaluate it on fresh episodes", f"perceiver-obs evaluate --policy {ours.directory}"))
-    if ours.film is None and not ours.settings.get("env"):
-        watch = f"perceiver-obs watch {ours.env_name} --model {ours.settings.get('model', 'dmc-small')}"
+    if ours.film is None:
+        which = f"--env {ours.env_name}" if ours.settings.get("env") else ours.env_name
+        watch = f"perceiver-obs watch {which} --model {ours.settings.get('model', 'dmc-small')}"
         film = ours.directory / "watch.gif"
         commands.append(("Watch it", f"{watch} --policy {ours.directory} --out {film}"))
     commands.append(

@@ -79,7 +79,7 @@ $(DEMO)/%/evaluation.json: $(DEMO)/%/policy.zip
 	$(OBS) evaluate --policy $(@D) --episodes 5
 
 $(DEMO)/policy/watch.gif: $(DEMO)/policy/policy.zip
-	$(OBS) watch cartpole-swingup --model $(DEMO)/model --policy $(@D) --data $(DEMO)/data --max-steps 125 --out $@
+	$(OBS) watch cartpole-swingup --model $(DEMO)/model --policy $(@D) --episodes 8 --max-steps 125 --out $@
 
 # RLlib's example, and the tests of the wrappers with the Gymnasium that RLlib pins, in an environment of their own.
 # That Gymnasium's RecordEpisodeStatistics counts a step too few after same-step resets, so its test is left out.

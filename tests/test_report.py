@@ -167,6 +167,24 @@ def test_policies_on_states_are_no_baseline_but_drawn(tmp_path):
     assert "true state" in report(ReportSettings(out=str(tmp_path))).read_text()
 
 
+def test_the_policy_of_the_report_is_the_one_that_is_filmed_and_not_the_luckiest(tmp_path):
+    make_policy(tmp_path / "a", [50.0, 300.0], seed=1)
+    (make_policy(tmp_path / "b", [50.0, 200.0]) / "watch.gif").touch()
+    make_policy(tmp_path / "c", [50.0, 400.0], seed=2)
+    assert "a return of 200 ± 2" in verdict([load_policy_run(tmp_path / name) for name in "abc"])
+
+
+def test_without_a_policy_the_data_name_the_task_and_the_way_to_one(tmp_path):
+    save_section(tmp_path / "model", Section("Predictor", "…"))
+    (tmp_path / "model" / "model.safetensors").touch()
+    for task, option in {"cheetah-run": "--task", "Pendulum-v1": "--env"}.items():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / "meta.json").write_text(json.dumps({"frame_contract": {"tasks": [task]}}))
+        html = report(ReportSettings(out=str(tmp_path))).read_text()
+        assert f"<h1>{task}</h1>" in html
+        assert f"train-policy {option} {task} --model {tmp_path / 'model'} --out {tmp_path / 'policy'}" in html
+
+
 def test_curves_with_one_point_are_not_drawn(tmp_path):
     make_policy(tmp_path / "policy", [50.0])
     assert "Learning curves" not in report(ReportSettings(out=str(tmp_path))).read_text()

@@ -93,11 +93,12 @@ def load_policy_run(directory: str | Path) -> PolicyRun:
 
 
 def rivals(policies: Sequence[PolicyRun]) -> tuple[PolicyRun, PolicyRun | None]:
-    """The policy that a report is about, and the best baseline on the same environment that saw as much or less.
+    """The policy that a report is about, and the best baseline in the same environment.
 
-    The true state is no rival: it is what contexts can reach at best.
+    The first that is filmed and no baseline, and not the best, which luck may have chosen. The true state is no rival:
+    it is what contexts can reach at most.
     """
-    ours = max((p for p in policies if not p.is_baseline), key=lambda p: p.mean, default=policies[0])
+    ours = min(policies, key=lambda p: (p.is_baseline, p.film is None))
     others = [
         p
         for p in policies
@@ -142,7 +143,7 @@ def policy_section(policies: Sequence[PolicyRun]) -> Section:
     if long:
         caption = (
             "Return of evaluation episodes over the frames (control steps) that a policy has learned from; the band is "
-            "one standard deviation of an evaluation's episodes."
+            "one standard deviation of an evaluation's episodes. One run each."
         )
         figures = (Figure("learning_curve", "Learning curves", caption, plots.learning_curve(long)),)
     rows = tuple(

@@ -1,5 +1,6 @@
 """`report`: what jobs leave in their directories, put together into one self-contained HTML page."""
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,11 +21,13 @@ from perceiver_obs.reporting.policies import (
     verdict,
 )
 from perceiver_obs.reporting.sections import load_section
+from perceiver_obs.settings import read_json
 
 ORDER = ("Tokenizer", "Predictor", "Generated future", "State probe")
 LONGEST_PAUSE = 600  # seconds without a new file that still count as work
 LONG = 100_000  # frames, as of DMControl-100k
 NEXT = 3
+_GYMNASIUM_ID = re.compile(r"-v\d+$")
 
 
 @dataclass
@@ -72,7 +75,13 @@ def _load(directory: Path) -> PolicyRun | Section:
 
 def _title(out: Path, policies: Sequence[PolicyRun]) -> str:
     named = dict.fromkeys(policy.env_name for policy in policies if policy.env_name)
-    return ", ".join(named) or out.resolve().name
+    return ", ".join(named or _collected(out)) or out.resolve().name
+
+
+def _collected(out: Path) -> list[str]:
+    """The tasks, or environments' ids, of the datasets within a directory."""
+    contracts = [read_json(path).get("frame_contract") or {} for path in sorted(out.glob("*/meta.json"))]
+    return list(dict.fromkeys(task for contract in contracts for task in contract.get("tasks") or ()))
 
 
 def _page(title: str, out: Path, policies: Sequence[PolicyRun], sections: Sequence[Section]) -> Page:
@@ -94,7 +103,11 @@ def _page(title: str, out: Path, policies: Sequence[PolicyRun], sections: Sequen
 
 def _when(out: Path) -> str:
     """The date, and the time in which files were written, without pauses."""
-    times = sorted(path.stat().st_mtime for path in out.rglob("*") if path.is_file() and path.name != "report.html")
+    times = []
+    for path in out.rglob("*"):
+        with suppress(FileNotFoundError):  # a job that is under way removes its temporary files
+            times += [path.stat().st_mtime] if path.is_file() and path.name != "report.html" else []
+    times.sort()
     gaps = [after - before for before, after in pairwise(times)]
     minutes = round(sum(gap for gap in gaps if gap < LONGEST_PAUSE) / 60)
     spent = f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
@@ -111,7 +124,10 @@ def next_commands(out: Path, policies: Sequence[PolicyRun]) -> list[tuple[str, s
     if not policies:
         model = next(iter(sorted(out.glob("*/model.safetensors"))), None)
         name = "dmc-small" if model is None else str(model.parent)
-        return [("Train a policy", f"perceiver-obs train-policy --model {name} --out {out / 'policy'}"), own]
+        which = "".join(
+            f" {'--env' if _GYMNASIUM_ID.search(task) else '--task'} {task}" for task in _collected(out)[:1]
+        )
+        return [("Train a policy", f"perceiver-obs train-policy{which} --model {name} --out {out / 'policy'}"), own]
     ours, _ = rivals(policies)
     record = ours.directory / RECORD_FILE
     commands = []

@@ -135,11 +135,12 @@ def verdict(policies: Sequence[PolicyRun]) -> str:
 
 
 def policy_section(policies: Sequence[PolicyRun]) -> Section:
-    """Curves of all policies in one figure, and a table."""
+    """Curves of all policies in one figure, and a table, the one that the report is about first."""
     ours, rival = rivals(policies)
+    policies = sorted(policies, key=lambda policy: policy is not ours)
     names = _names(policies)
     long = {names[p.directory]: p.evaluations for p in policies if len(p.evaluations) > 1}
-    figures = ()
+    figures: tuple[Figure, ...] = ()
     if long:
         caption = (
             "Return of evaluation episodes over the frames (control steps) that a policy has learned from; the band is "
@@ -157,7 +158,7 @@ def policy_section(policies: Sequence[PolicyRun]) -> Section:
         for p in policies
     )
     table = Table("Returns", ("policy on", "return", "episodes", "frames", "time"), rows, "Mean ± standard deviation.")
-    comparisons = ()
+    comparisons: tuple[Comparison, ...] = ()
     if rival is not None:
         longer = (
             f"perceiver-obs train-policy --settings {ours.directory / RECORD_FILE} --total-frames {2 * ours.frames}"

@@ -124,9 +124,8 @@ def next_commands(out: Path, policies: Sequence[PolicyRun]) -> list[tuple[str, s
     if not policies:
         model = next(iter(sorted(out.glob("*/model.safetensors"))), None)
         name = "dmc-small" if model is None else str(model.parent)
-        which = "".join(
-            f" {'--env' if _GYMNASIUM_ID.search(task) else '--task'} {task}" for task in _collected(out)[:1]
-        )
+        tasks = _collected(out)[:1]
+        which = "".join(f" {'--env' if _GYMNASIUM_ID.search(task) else '--task'} {task}" for task in tasks)
         return [("Train a policy", f"perceiver-obs train-policy{which} --model {name} --out {out / 'policy'}"), own]
     ours, _ = rivals(policies)
     record = ours.directory / RECORD_FILE

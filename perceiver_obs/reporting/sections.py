@@ -19,7 +19,7 @@ def save_section(directory: str | Path, section: Section) -> None:
     directory = Path(directory)
     for figure in section.figures:
         write_atomic(directory / "figures" / f"{figure.name}.png", figure.png)
-    content = {"title": section.title, "summary": section.summary, "facts": section.facts}
+    content: dict[str, Any] = {"title": section.title, "summary": section.summary, "facts": section.facts}
     content["figures"] = [{"name": f.name, "title": f.title, "caption": f.caption} for f in section.figures]
     content["tables"] = [asdict(table) for table in section.tables]
     content["comparisons"] = [asdict(each) for each in section.comparisons]

@@ -38,9 +38,9 @@ def test_frames_of_any_environment_are_shown(model, tmp_path, options, fit):
     """With states beside them, or none at all (grey); with actions that are choices."""
     assert watch(model, tmp_path / "w.webp", f"--policy random {options}") == 0
     with Image.open(tmp_path / "w.webp") as image:
-        assert (image.n_frames, image.info["duration"]) == (7, 100)
         image.seek(6)
         shown = np.array(image.convert("RGB"))[TOP : TOP + SIDE : SIDE // 32, NOW : NOW + SIDE : SIDE // 32]
+        assert (image.n_frames, image.info["duration"]) == (7, 100)
     last = PICTURE + np.uint8(6)
     expected = square_frame(last if fit else last[:, :, :1].repeat(3, axis=2), 32, fit or "letterbox")
     np.testing.assert_array_equal(shown, expected)

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -195,8 +195,10 @@ def test_curves_with_one_point_are_not_drawn(tmp_path):
 
 
 def test_next_commands_are_commands_of_this_program(tmp_path):
-    """They parse, and name what is there."""
-    policy = make_policy(tmp_path / "policy", [50.0, 600.0])
+    """They parse, from a record of all settings too, and name what is there."""
+    trained = TrainPolicySettings(task="cartpole-swingup", algorithm="CrossQ", hyperparameters={"ent_coef": "auto_0.1"})
+    every_setting = {name: value for name, value in asdict(trained).items() if name != "out"}
+    policy = make_policy(tmp_path / "policy", [50.0, 600.0], **every_setting, out=str(tmp_path / "policy"))
     parsers = {"train-policy": TrainPolicySettings, "evaluate": EvaluateSettings, "watch": WatchSettings}
     parsers["collect"] = CollectSettings
     (policy / "watch.gif").touch()
@@ -208,8 +210,12 @@ def test_next_commands_are_commands_of_this_program(tmp_path):
         for command in commands:
             program, job, *options = shlex.split(command)
             assert program == "perceiver-obs"
-            parse_settings(parsers[job], options, prog=job)
+            parsed = parse_settings(parsers[job], options, prog=job)
             seen.add(job)
+            if job == "train-policy":
+                more = {"adapt_every": 10_000} if "--adapt-every" in options else {"total_frames": 100_000}
+                assert parsed == replace(trained, out=parsed.out, **more)
+                assert str(parsed.out).startswith(str(policy))
         assert any(str(policy) in command for command in commands)
     assert seen == {"train-policy", "evaluate", "collect"}
 

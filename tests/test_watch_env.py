@@ -65,7 +65,7 @@ def test_an_environment_is_watched_as_its_policy_was_trained(model, tmp_path):
     ("options", "message"),
     [
         (f"--env {WORLD} --camera 1", "camera works for dm_control tasks only, got 1"),
-        ("--task cartpole-swingup --fit crop", "fit works with --env only, got 'crop'"),
+        ("cartpole-swingup --fit crop", "fit works with --env only, got 'crop'"),
         ("--env tiny_worlds:Nowhere-v0", "Nowhere"),
         (f"--env {WORLD} --env-kwargs colour=red", "cannot make tiny_worlds:TinyWorld-v0(colour='red')"),
         (f"--env {WORLD} --frames-from camera", "frames_from='camera' is not in the observation"),

@@ -155,6 +155,14 @@ def test_verdict_follows_from_the_numbers(tmp_path, ours, baseline, said):
     assert ("return of the policy" in html) == (ours < baseline)
 
 
+def test_a_flat_curve_is_not_called_learning(tmp_path):
+    make_policy(tmp_path / "policy", [21.0, 21.0, 22.0])
+    make_policy(tmp_path / "untrained", [17.0, 17.0, 17.0], learned_from=())
+    html = report(ReportSettings(out=str(tmp_path))).read_text()
+    assert "nothing was learned yet of cartpole-swingup from contexts" in html
+    assert 'class="verdict worse"' in html
+
+
 def test_fresh_episodes_count_more_than_those_of_training(tmp_path):
     run = make_policy(tmp_path / "policy", [50.0, 600.0])
     (run / "evaluation.json").write_text(json.dumps({"returns": [500.0, 520.0]}))

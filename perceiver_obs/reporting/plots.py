@@ -163,6 +163,8 @@ def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
         axis.fill_between(frames, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
         end = (frames[-1], mean[-1])
         axis.annotate(name, end, (9, 0), textcoords="offset points", color=color, fontsize=11, va="center")
+    if axis.get_ylim()[0] > 0:  # so that small differences look small
+        axis.set_ylim(bottom=0)
     axis.set_xlabel("frames", fontsize=11)
     axis.set_ylabel("return of an episode", fontsize=11)
     axis.set_xlim(left=0)

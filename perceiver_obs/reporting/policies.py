@@ -113,6 +113,12 @@ def is_no_better(ours: PolicyRun, rival: PolicyRun) -> bool:
     return ours.mean - rival.mean <= 2 * error
 
 
+def has_learned(policy: PolicyRun) -> bool:
+    """Whether its return has risen since the first evaluation by more than one standard deviation of that."""
+    first = policy.evaluations[0]
+    return len(policy.evaluations) < 2 or policy.mean > first["mean_return"] + first.get("std_return", 0.0)
+
+
 def verdict(policies: Sequence[PolicyRun]) -> str:
     """What was learned and how good it is, in one sentence."""
     ours, rival = rivals(policies)
@@ -121,6 +127,9 @@ def verdict(policies: Sequence[PolicyRun]) -> str:
     best = f" of at most {BEST_OF_TASKS:,}" if ours.settings.get("env") is None and ours.settings else ""
     learned = f"{ours.settings.get('algorithm') or 'a policy'} learned {ours.env_name or 'the task'} from {ours.sees}"
     said = f"In {spent} {learned} to a return of {ours.said}{best}"
+    if not has_learned(ours):
+        said = f"In {spent} nothing was learned yet of {ours.env_name or 'the task'} from {ours.sees}"
+        return f"{said}: a return of {ours.said}{best}, no clear rise since the first evaluation."
     if rival is None:
         return f"{said}; no baseline stands beside it."
     beside = f"{rival.said} from {rival.sees}"

@@ -14,6 +14,7 @@ from perceiver_obs.reporting.policies import (
     CURVE_FILE,
     RECORD_FILE,
     PolicyRun,
+    has_learned,
     is_no_better,
     load_policy_run,
     policy_section,
@@ -95,7 +96,7 @@ def _page(title: str, out: Path, policies: Sequence[PolicyRun], sections: Sequen
     return replace(
         page,
         verdict=verdict(policies),
-        is_worse=rival is not None and is_no_better(ours, rival),
+        is_worse=not has_learned(ours) or (rival is not None and is_no_better(ours, rival)),
         film=film,
         policy=policy_section(policies),
     )

@@ -45,23 +45,41 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The whole line on walker-walk. Every command goes on from what is there, so `make demo` may be killed and run again.
+# The whole line on cartpole-swingup, from the bundled model to a policy beside one on random weights, at the same time.
+# What is there is not made again, and commands that were killed go on, so `make demo` may be killed and run again.
 DEMO := runs/demo
+# Episodes to collect, optimiser steps of the model, control steps (8 to an agent step) of each policy.
+DEMO_EPISODES := 200
+DEMO_STEPS := 300
+DEMO_FRAMES := 40000
 OBS := $(BIN)/perceiver-obs
-# One thread: two gain little here, and lose much where another program runs.
-demo: export OMP_NUM_THREADS = 1
+DEMO_POLICIES := $(DEMO)/policy $(DEMO)/policy-random-weights
 demo: setup
-	$(OBS) collect --task walker-walk --render-quality fast --random-init --episodes 60 --max-steps 200 --out $(DEMO)/data
-	$(OBS) train-tokenizer --data $(DEMO)/data --out $(DEMO)/tokenizer --steps 600 --max-minutes 3
-	$(OBS) train-predictor --data $(DEMO)/data --tokenizer $(DEMO)/tokenizer --out $(DEMO)/model \
-	  --steps 600 --max-minutes 2.5
-	$(OBS) probe --model $(DEMO)/model --data $(DEMO)/data --out $(DEMO)/probe --max-episodes 40
-	$(OBS) train-policy --task walker-walk --render-quality fast --model $(DEMO)/model --out $(DEMO)/policy \
-	  --total-frames 5000 --eval-every 2500 --eval-episodes 2
-	$(OBS) evaluate --policy $(DEMO)/policy --episodes 2
-	$(OBS) watch walker-walk --model $(DEMO)/model --policy $(DEMO)/policy --data $(DEMO)/data --out $(DEMO)/watch.gif
+	$(MAKE) --no-print-directory --jobs=2 $(DEMO_POLICIES:=/evaluation.json) $(DEMO)/policy/watch.gif
 	$(OBS) report --out $(DEMO)
-	@echo "Look at $(DEMO)/report.html and $(DEMO)/watch.gif"
+
+$(DEMO)/model/model.safetensors:
+	$(OBS) collect --task cartpole-swingup --random-init --episodes $(DEMO_EPISODES) --max-steps 50 \
+	  --out $(DEMO)/data
+	$(OBS) train-predictor --data $(DEMO)/data --begin-with dmc-small --steps $(DEMO_STEPS) \
+	  --learning-rate 3e-4 --evaluate-every 100 --checkpoint-every 50 --out $(DEMO)/model
+
+$(DEMO)/probe/probe.json: $(DEMO)/model/model.safetensors
+	$(OBS) probe --model $(DEMO)/model --data $(DEMO)/data --random-weights $(DEMO)/random-weights --out $(DEMO)/probe
+
+$(DEMO)/policy/policy.zip: SEES := $(DEMO)/model
+$(DEMO)/policy-random-weights/policy.zip: SEES := $(DEMO)/random-weights
+$(DEMO_POLICIES:=/policy.zip): $(DEMO)/probe/probe.json
+	set -o pipefail; $(OBS) train-policy --task cartpole-swingup --model $(SEES) --out $(@D) \
+	  --algorithm CrossQ --learning-rate 1e-3 --hyperparameters ent_coef auto_0.1 --seed 0 \
+	  --total-frames $(DEMO_FRAMES) --eval-every $$(($(DEMO_FRAMES) / 5)) --eval-episodes 3 \
+	  --no-progress-bar | sed -u 's|^|$(notdir $(@D)): |'
+
+$(DEMO)/%/evaluation.json: $(DEMO)/%/policy.zip
+	$(OBS) evaluate --policy $(@D) --episodes 5
+
+$(DEMO)/policy/watch.gif: $(DEMO)/policy/policy.zip
+	$(OBS) watch cartpole-swingup --model $(DEMO)/model --policy $(@D) --episodes 8 --max-steps 125 --out $@
 
 # RLlib's example, and the tests of the wrappers with the Gymnasium that RLlib pins, in an environment of their own.
 # That Gymnasium's RecordEpisodeStatistics counts a step too few after same-step resets, so its test is left out.

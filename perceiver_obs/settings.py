@@ -62,7 +62,9 @@ def take_defaults(settings_type: type[Settings], arguments: Sequence[str], prog:
     default = settings_type(**values)
     if source.settings is not None:
         try:
-            default = dataclasses.replace(default, **checked_values(settings_type, read_json(source.settings)))
+            values = read_json(source.settings)
+            values = values.get("settings", values)  # of a record such as policy.json, those in it
+            default = dataclasses.replace(default, **checked_values(settings_type, values))
         except ValueError as error:
             raise ValueError(f"{source.settings}: {error}") from error
     return default, rest

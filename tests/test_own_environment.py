@@ -1,7 +1,6 @@
 """The commands in an environment that is not of dm_control: from collection to a policy, and what they print."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +89,7 @@ def test_an_id_given_as_a_task_names_the_way(command, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main([*command.split(), "Pendulum-v1"]) == 2
     message = capsys.readouterr().err
-    assert re.search("--env Pendulum-v1|watch shows tasks of dm_control, got 'Pendulum-v1'", message), message
+    assert "--env Pendulum-v1" in message
 
 
 def test_one_thread_unless_the_user_says_otherwise():

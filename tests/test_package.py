@@ -41,6 +41,7 @@ def test_a_wheel_runs_outside_the_checkout(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
+    assert "perceiver_obs/reporting/page.html.jinja" in names
     place = str(tmp_path / "installed")
     environment = {**os.environ, "PYTHONPATH": place}
     done = subprocess.run(
@@ -57,6 +58,7 @@ def test_an_sdist_holds_the_same(tmp_path):
     for name in (
         "pyproject.toml",
         "perceiver_obs/pretrained/dmc-small/model.safetensors",
+        "perceiver_obs/reporting/page.html.jinja",
         "agents/wrappers/vec_context.py",
     ):
         assert name in names

@@ -13,6 +13,7 @@ from tiny_runs import write_dataset
 
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.clips import leading_actions
+from perceiver_obs.data.data_record import read_data_record
 from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
 from perceiver_obs.data.splits import split_episodes
 from perceiver_obs.data.state_coordinates import StateCoordinates
@@ -23,7 +24,7 @@ from perceiver_obs.evaluation.probe_report import mean_r2, mean_r2_of_tasks, sum
 from perceiver_obs.evaluation.regression import ProbeResult, Score, mlp, ridge, score
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.evaluation.supervision import Supervision, supervised_model, supervision_settings
-from perceiver_obs.reporting.report import load_section
+from perceiver_obs.reporting.sections import load_section
 
 pytest_plugins = ("tiny_data",)
 
@@ -234,6 +235,7 @@ def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, 
         data=(str(tiny_data), str(wild)),
         on_policy=(str(calm),),
         out=str(tmp_path / "out"),
+        random_weights=str(tmp_path / "untrained"),
         supervised_steps=2,
         supervised_batch=2,
         device="cpu",
@@ -267,8 +269,24 @@ def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, 
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 4  # two sets, two tasks
     assert report.count("<table>") == 4 + 3  # by set and regression; coordinates by task and set
-    assert load_section(tmp_path / "out").tables
+    section = load_section(tmp_path / "out")
+    assert section.tables
+    best = max(
+        mean_r2_of_tasks(results, "exploration", name, "MLP", "velocity/")
+        for name in ("PCA of 3 frames", "random weights")
+    )
+    (compared,) = (each for each in section.comparisons if each.name == "velocities, exploration, MLP R²")
+    assert compared.value == pytest.approx(mean_r2_of_tasks(results, "exploration", "context", "MLP", "velocity/"))
+    assert compared.baseline == pytest.approx(best)
+    assert f"--begin-with {tiny_model} --data {tiny_data} {wild} --out" in compared.command
     assert not (tmp_path / "out" / "supervised").exists()
+
+    untrained = CausalPerceiverIO.from_pretrained(tmp_path / "untrained")
+    episodes = [episode for path in (tiny_data, wild, calm) for episode in RolloutDataset(path)]
+    contexts = np.concatenate(context_features(untrained, torch.device("cpu"), "contexts")(episodes))
+    assert np.abs(contexts.mean(axis=0)).mean() < 0.5  # of those that were fitted on, 0 and 1
+    assert 0.5 < contexts.std(axis=0).mean() < 1.5
+    assert read_data_record(tmp_path / "untrained") == []
 
 
 def test_an_on_policy_set_that_the_model_was_trained_on_is_named(tiny_data, tiny_model, tmp_path, capsys):

@@ -174,7 +174,7 @@ def test_data_may_take_the_place_of_played_episodes(tiny_data, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "cartpole-swingpu"], "got 'cartpole-swingpu'; did you mean 'cartpole-swingup'"),
+        (["--task", "cartpole-swingpu"], "unknown task 'cartpole-swingpu'; did you mean 'cartpole-swingup'"),
         (["--horizon", "0"], "horizon must lie in 1 to 4, the model's sequence_length, got 0"),
         (["--horizon", "5"], "horizon must lie in 1 to 4, the model's sequence_length, got 5"),
         (["--max-steps", "0"], "max_steps must be at least 1, got 0"),

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.dmc.tasks import PLANET_ACTION_REPEAT, split_task
@@ -16,13 +13,11 @@ from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.data_record import describe_datasets, read_data_record, write_data_record
 from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.devices import choose_device
-from perceiver_obs.evaluation.features import context_features, random_model
+from perceiver_obs.evaluation.features import random_model, standardised_random_model
 from perceiver_obs.evaluation.frame_pca import FramePCA
 from perceiver_obs.frame_contract import FrameContract, Variant
 
 COLLECTED_EPISODES, COLLECTED_STEPS = 60, 125
-STATISTICS_EPISODES = 16
-SMALLEST_DEVIATION = 1e-4  # of a random network's contexts; below are rounding errors
 
 
 class BenchmarkFeatures:
@@ -70,24 +65,15 @@ class BenchmarkFeatures:
         return str(directory)
 
     def random(self, task: str, seed: int) -> str:
-        """A directory with a network like the Perceiver whose weights are random, another one for each seed.
-
-        Its contexts are brought to mean 0 and deviation 1 on frames of the task, much as training ends with, so that
-        a policy is not put off by their scale.
-        """
+        """A directory with a network like the Perceiver whose weights are random, another one for each seed."""
         directory = self._out / "features" / "random" / task / f"seed-{seed}"
         rollouts = self.rollouts(task)
-        model = random_model(self.perceiver, seed)
         if not _is_there(directory, rollouts):
-            episodes = [episode for dataset in rollouts for episode in dataset][:STATISTICS_EPISODES]
-            make = context_features(model, choose_device(self._device), "contexts of random weights")
-            contexts = torch.from_numpy(np.concatenate(make(episodes))[:, : len(model.context_mean)])
-            # Not by set_context_statistics: its lower bound suits trained contexts, these vary ten times less.
-            model.context_mean.copy_(contexts.mean(0))
-            model.context_scale.copy_(contexts.std(0).clamp_min(SMALLEST_DEVIATION))
-            model.save_pretrained(directory)
+            episodes = [episode for dataset in rollouts for episode in dataset]
+            device = choose_device(self._device)
+            standardised_random_model(self.perceiver, seed, episodes, device).save_pretrained(directory)
             write_data_record(directory, rollouts)
-        if CausalPerceiverIO.from_pretrained(directory).config() != model.config():
+        if CausalPerceiverIO.from_pretrained(directory).config() != random_model(self.perceiver, seed).config():
             raise ValueError(f"{directory} holds a network unlike {self.model}; {_ADVICE}")
         return str(directory)
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from agents.training.policy_files import PolicyRecord
 from agents.training.trained_policy import find_record, make_any_policy
 from envs.collection.named_policies import make_policy
 from envs.collection.policies import Policy, PolicyContext
 from envs.collection.settings import CollectSettings
 from envs.collection.worker import play_episode
 from envs.dmc.environment import DmcEnv
+from envs.env_settings import EnvSettings
+from envs.frame_observation import FrameObservation
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.rollouts import Episode, RolloutDataset
 from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
@@ -24,35 +27,62 @@ if TYPE_CHECKING:
     from agents.visualize.settings import WatchSettings
 
 WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
+OF_DMC, OF_ANY = ("camera", "render_quality"), ("action_repeat", "env_kwargs", "frames_from", "fit")
 FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
 
 
-def make_watched_env(settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None) -> DmcEnv:
-    """The task, rendered as the policy, the data or the model knows it where the settings leave it open.
+def make_watched_env(
+    settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None
+) -> DmcEnv | FrameObservation:
+    """The environment, seen as the policy, the data or the model knows it where the settings leave it open.
 
-    Raises ValueError where task, model, policy, data and what is to be shown do not fit together.
+    Raises ValueError where environment, model, policy, data and what is to be shown do not fit together.
     """
     _, channels, height, width = model.video_shape
     if channels != 3 or height != width:
-        raise ValueError(f"tasks are seen in square RGB frames, {settings.model} reads {(channels, height, width)}")
+        raise ValueError(f"watch shows square RGB frames, {settings.model} reads {(channels, height, width)}")
     record = find_record(settings.policy)
-    if record is not None and record.env_name != settings.task:
-        raise ValueError(f"the policy {settings.policy} was trained on {record.env_name}, not {settings.task}")
-    known = [vars(settings), record.frame_settings if record else {}]
-    known += [{} if dataset is None else dataset.frame_contract.to_json()]
-    known += [vars(FrameContract.of(model.frame_contract).commonest(settings.task))]
-    given = {name: [source[name] for source in known if source.get(name) is not None] for name in SETTINGS}
-    chosen: dict[str, Any] = {name: values[0] for name, values in given.items() if values}
-    env = DmcEnv(settings.task, size=height, state_in_info=True, **chosen)
+    if record is not None and record.env_name != settings.env_name:
+        raise ValueError(f"the policy {settings.policy} was trained on {record.env_name}, not {settings.env_name}")
+    known = [_of_policy(record, settings), _of_data(dataset, settings), _of_model(model, settings)]
+    names = SETTINGS if settings.env is None else OF_ANY
+    known = [{name: source.get(name) for name in names} for source in known]
+    chosen: dict[str, Any] = {}
+    for source in (*reversed(known), vars(settings)):  # of what is given, the setting counts most
+        given = {name: source.get(name) for name in (*SETTINGS, *OF_ANY)}
+        chosen |= {name: value for name, value in given.items() if value not in (None, ())}
+    which = EnvSettings(task=settings.task, env=settings.env, size=height, **chosen)
+    env = which.make_env(state_in_info=True)
     if model.action_dim is not None and env.action_size > model.action_dim:
         raise ValueError(
-            f"{settings.task} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
+            f"{settings.env_name} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
         )
     warn_of_unfamiliar_frames([env.frame_contract], model)
     _check_names(settings.show, env.state_names)
     if dataset is not None:
         _check_data(dataset, env)
     return env
+
+
+def _of_policy(record: PolicyRecord | None, settings: WatchSettings) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return record.frame_settings if settings.env is None else record.settings
+
+
+def _of_data(dataset: RolloutDataset | None, settings: WatchSettings) -> dict[str, Any]:
+    if dataset is None:
+        return {}
+    contract = dataset.frame_contract.to_json()
+    return contract if settings.env is None else {"action_repeat": contract["action_repeat"]}
+
+
+def _of_model(model: CausalPerceiverIO, settings: WatchSettings) -> dict[str, Any]:
+    contract = FrameContract.of(model.frame_contract)
+    if settings.env is None:
+        return vars(contract.commonest(settings.task))
+    variant = contract.commonest(settings.env.rpartition(":")[2])
+    return {"action_repeat": variant.action_repeat} if variant.task == settings.env.rpartition(":")[2] else {}
 
 
 def _check_names(show: Sequence[str], names: Sequence[str]) -> None:
@@ -64,11 +94,11 @@ def _check_names(show: Sequence[str], names: Sequence[str]) -> None:
             raise ValueError(f"show has more than {LANES} names that begin with {kind!r}: {', '.join(show)}")
 
 
-def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
+def _check_data(dataset: RolloutDataset, env: DmcEnv | FrameObservation) -> None:
     names = dataset.meta["state_names"]
-    if names is None:
+    if names is None and env.state_names:
         raise ValueError(f"{dataset.path} was collected without states; collect it with states")
-    if tuple(names) != env.state_names:
+    if tuple(names or ()) != env.state_names:
         raise ValueError(f"{dataset.path} holds states of another task ({', '.join(names[:3])} …)")
     if len(dataset) < 2:
         raise ValueError(f"{dataset.path} holds {len(dataset)} whole episode, the read-out needs at least 2")
@@ -77,8 +107,10 @@ def _check_data(dataset: RolloutDataset, env: DmcEnv) -> None:
         raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
 
 
-def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset | None) -> tuple[Episode, list[Episode]]:
-    """The episode to watch, and others to fit the read-out on."""
+def play_watched(
+    settings: WatchSettings, env: DmcEnv | FrameObservation, dataset: RolloutDataset | None
+) -> tuple[Episode, list[Episode]]:
+    """The episode to watch, and others to fit the read-out on; none of these where there is no state to read."""
     size = env.frame_contract["size"]
     context = PolicyContext(env.action_space, size, 1 / env.metadata["render_fps"], env.state_names)
     policy = make_any_policy(
@@ -88,7 +120,7 @@ def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset |
         device=settings.device,
         model=settings.model,
     )
-    num_others = settings.episodes if dataset is None else 0
+    num_others = settings.episodes if dataset is None and env.state_names else 0
     longest, fit_steps = (min(steps, env.max_steps or steps) for steps in (settings.max_steps, FIT_STEPS))
     with tqdm(total=longest + 1 + num_others * (fit_steps + 1), unit="frame", desc="play") as bar:
 
@@ -97,12 +129,12 @@ def play_watched(settings: WatchSettings, env: DmcEnv, dataset: RolloutDataset |
             return play_episode(env, policy, how, index, bar.update)
 
         episode = play(policy, WATCHED, longest)
-        if dataset is not None:
+        if dataset is not None and env.state_names:
             wanted = max(2, min(len(dataset), MOST_FIT_FRAMES // max(dataset.lengths)))
             return episode, [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, wanted).round()]
         noise = make_policy("correlated", context)
         others = [
-            play(noise if index % 2 else policy, WATCHED + 1 + index, fit_steps, random_init=bool(index % 2))
+            play(noise if index % 2 else policy, WATCHED + 1 + index, fit_steps, settings.env is None and index % 2 > 0)
             for index in range(num_others)
         ]
     return episode, others

@@ -8,14 +8,27 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from envs.dmc.environment import RenderQuality
+from envs.frame_observation import Fit
 
 
 @dataclass
 class WatchSettings:
-    """Watch a task through a model: an animation of frames, predictions, contexts and the state read from them."""
+    """Watch a task or any environment through a model: an animation of frames, predictions, contexts and the state
+    read from them."""
 
     task: Annotated[Positional[str], arg(metavar="[TASK]")] = "walker-walk"
     """Task of the dm_control suite, as domain-task."""
+    env: str | None = None
+    """Id of any Gymnasium environment instead of a task, such as "Pendulum-v1"; "module:ID" imports a module that
+    registers it."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of that environment, as key=value (values as in JSON or Python), or one JSON object."""
+    frames_from: str | None = None
+    """Where frames of --env are: "observation", "render", or the key of an image in a Dict observation.
+    None: as the policy was trained with, else the observation or the one image in it, else what is rendered."""
+    fit: Fit | None = None
+    """How frames of --env that are not square become so: with black bars (letterbox), or cut to the middle (crop).
+    None: as the policy was trained with, else letterbox."""
     model: str = "dmc-small"
     """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     policy: str = "correlated"
@@ -24,7 +37,7 @@ class WatchSettings:
     deterministic: bool = True
     """Have a policy of SB3 take its most likely action, as in `evaluate`, instead of a sample, as in `collect`."""
     out: str | None = None
-    """File to write: .gif, or .webp, which keeps every colour as it is. None: runs/watch/TASK.gif."""
+    """File to write: .gif, or .webp, which keeps every colour as it is. None: runs/watch/TASK.gif (or the ID's)."""
     max_steps: int = 200
     """Environment steps to play, unless the episode ends before."""
     horizon: int = 3
@@ -40,15 +53,21 @@ class WatchSettings:
     None named: the first that vary."""
     action_repeat: int | Literal["planet"] | None = None
     """Control steps per environment step, or "planet" for the DMControl-100k table.
-    None: as the policy, the data or the model was trained with, else the table, and 2 for tasks that are not in it."""
+    None: as the policy, the data or the model was trained with, else the table, and 2 for tasks that are not in it;
+    with --env 1."""
     render_quality: RenderQuality | None = None
-    """Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
+    """For tasks. Smooth shows small motion, fast is twice as fast without, standard is MuJoCo's own and slow.
     None: as for action_repeat, else smooth."""
     camera: int | str | None = None
-    """Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
+    """For tasks. Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
     speed: float = 1.0
     """Speed of the animation; 1 is that of the simulation, as far as a GIF can be that fast (50 frames a second)."""
     seed: int = 0
     """Seed of the episodes."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+
+    @property
+    def env_name(self) -> str:
+        """The environment's id, or the task."""
+        return self.env or self.task

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from agents.visualize.episodes import make_watched_env, play_watched
 from agents.visualize.settings import WatchSettings
 from envs.dmc.environment import DmcEnv
-from envs.dmc.tasks import TASKS
+from envs.dmc.tasks import split_task
+from envs.frame_observation import FrameObservation
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.devices import choose_device
@@ -22,7 +23,6 @@ from perceiver_obs.evaluation.regression import Array, main_directions, read_sta
 from perceiver_obs.reporting.animation import SHORTEST_FRAME, SUFFIXES, save_animation
 from perceiver_obs.reporting.episode_picture import EpisodePicture
 from perceiver_obs.reporting.episode_view import LANES, EpisodeView, Reading
-from perceiver_obs.settings import near_matches
 
 DIRECTIONS = 6  # of the context, drawn as traces
 SAMPLES = 8  # pictures that a GIF's colours are chosen for
@@ -47,17 +47,21 @@ def watch(settings: WatchSettings) -> Path:
         episode, others = play_watched(settings, env, dataset)
     finally:
         env.close()
-    states = [np.asarray(each.states, np.float64) for each in (episode, *others)]
+    states = [np.asarray(each.states, np.float64) for each in (episode, *others) if each.states is not None]
     contexts = [each.astype(np.float64) for each in context_features(model, device, "contexts")([episode, *others])]
-    readings = _readings(settings.show, env, states[0], read_states(contexts[1:], states[1:], contexts[0]))
+    readings: dict[str, list[Reading]] = {"position": [], "velocity": []}
+    if env.state_names:
+        readings = _readings(settings.show, env, states[0], read_states(contexts[1:], states[1:], contexts[0]))
     traces, shares = main_directions(contexts[0], DIRECTIONS)
     grid = model.video_shape[2] // model.tokenizer.downsample
     view = EpisodeView(
-        title=settings.task,
+        title=settings.env_name,
         subtitle=_subtitle(settings, env),
         footnote=(
             f"State read from the context by ridge regression, fitted on {sum(len(e.pixels) for e in others):,} frames "
             "of other episodes. Errors are root-mean-square over this episode."
+            if env.state_names
+            else "This environment shows no state beside its frames."
         ),
         frames=np.asarray(episode.pixels),
         reconstructed=through_tokens(model, episode, device),
@@ -79,16 +83,14 @@ def watch(settings: WatchSettings) -> Path:
 
 def _check(settings: WatchSettings) -> Path:
     """The file to write, after checking all that can be before any work."""
-    if settings.task not in TASKS:
-        raise ValueError(
-            f"watch shows tasks of dm_control, got {settings.task!r}; {near_matches(settings.task, TASKS)}"
-        )
+    if settings.env is None:
+        split_task(settings.task)
     for name, least in (("max_steps", 1), ("episodes", 2), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}")
     if not settings.speed > 0:
         raise ValueError(f"speed must be positive, got {settings.speed}")
-    path = Path(settings.out if settings.out is not None else f"runs/watch/{settings.task}.gif")
+    path = Path(settings.out if settings.out is not None else f"runs/watch/{_file_name(settings.env_name)}.gif")
     if path.suffix not in SUFFIXES or path.is_dir():
         raise ValueError(f"out must be a file that ends in {' or '.join(SUFFIXES)}, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,14 @@ def _check(settings: WatchSettings) -> Path:
         return path
 
 
-def _readings(show: Sequence[str], env: DmcEnv, true: Array, read: Array) -> dict[str, list[Reading]]:
+def _file_name(env_name: str) -> str:
+    """Without the module, and without directories: "ALE/Pong-v5" is one id."""
+    return env_name.rpartition(":")[2].replace("/", "-")
+
+
+def _readings(
+    show: Sequence[str], env: DmcEnv | FrameObservation, true: Array, read: Array
+) -> dict[str, list[Reading]]:
     """The entries of the state `[T, S]` to show, by kind: those asked for, else the first that vary."""
     varies = true.std(axis=0) > HARDLY
     readings: dict[str, list[Reading]] = {"position": [], "velocity": []}
@@ -107,13 +116,13 @@ def _readings(show: Sequence[str], env: DmcEnv, true: Array, read: Array) -> dic
     return readings
 
 
-def _subtitle(settings: WatchSettings, env: DmcEnv) -> str:
+def _subtitle(settings: WatchSettings, env: DmcEnv | FrameObservation) -> str:
     contract = env.frame_contract
     parts = [
         f"policy {_short(settings.policy)}",
         f"model {_short(settings.model)}",
         f"action repeat {contract['action_repeat']}",
-        f"{contract['render_quality']} rendering",
+        f"{contract['render_quality']} rendering" if settings.env is None else f"frames from {contract['camera']}",
     ]
     return "  ·  ".join(parts)
 

@@ -54,8 +54,8 @@ def split_task(task: str) -> tuple[str, str]:
     if task not in TASKS:
         if task in gymnasium.registry or _GYMNASIUM_ID.fullmatch(str(task)):
             raise ValueError(
-                f"{task} is no task of the dm_control suite but a Gymnasium environment: --env {task} in collect and "
-                f"train-policy, envs.make_env({task!r}) in Python"
+                f"{task} is no task of the dm_control suite but a Gymnasium environment: --env {task} in collect, "
+                f"train-policy and watch, envs.make_env({task!r}) in Python"
             )
         raise ValueError(f"unknown task {task!r}; {near_matches(str(task), TASKS)}")
     domain, name = task.split("-", 1)

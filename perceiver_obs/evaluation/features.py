@@ -20,6 +20,8 @@ Features = list[NDArray[np.float32]]
 FeatureMaker = Callable[[Sequence[Episode]], Features]
 
 EPISODES_AT_ONCE = 16
+STATISTICS_EPISODES = 16
+SMALLEST_DEVIATION = 1e-4  # of a random network's contexts; below are rounding errors
 
 
 def context_features(model: CausalPerceiverIO, device: torch.device, label: str) -> FeatureMaker:
@@ -81,3 +83,18 @@ def random_model(model: CausalPerceiverIO, seed: int) -> CausalPerceiverIO:
     """A model of the same shape whose weights were never trained."""
     with isolated(seed):
         return type(model)(**model.config()).eval()
+
+
+def standardised_random_model(
+    model: CausalPerceiverIO, seed: int, episodes: Sequence[Episode], device: torch.device
+) -> CausalPerceiverIO:
+    """A random model whose contexts have mean 0 and deviation 1 on the first of the episodes, much as training ends
+    with, so that a policy is not put off by their scale."""
+    untrained = random_model(model, seed)
+    make = context_features(untrained, device, "contexts of random weights")
+    contexts = torch.from_numpy(np.concatenate(make(episodes[:STATISTICS_EPISODES])))
+    contexts = contexts[:, : len(untrained.context_mean)]
+    # Not by set_context_statistics: its lower bound suits trained contexts, these vary ten times less.
+    untrained.context_mean.copy_(contexts.mean(0))
+    untrained.context_scale.copy_(contexts.std(0).clamp_min(SMALLEST_DEVIATION))
+    return untrained

@@ -15,7 +15,8 @@ from perceiver_obs.evaluation.settings import GenerateSettings
 from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
 from perceiver_obs.isolation import isolated
 from perceiver_obs.reporting import plots
-from perceiver_obs.reporting.report import Figure, Section, save_section
+from perceiver_obs.reporting.page import Figure, Section
+from perceiver_obs.reporting.sections import save_section
 from perceiver_obs.training.quality import to_uint8
 
 STRIP_COLUMNS = 16

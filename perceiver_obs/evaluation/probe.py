@@ -11,9 +11,15 @@ import numpy as np
 import torch
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
-from perceiver_obs.data.data_record import read_data_record
+from perceiver_obs.data.data_record import read_data_record, write_data_record
 from perceiver_obs.devices import choose_device
-from perceiver_obs.evaluation.features import FeatureMaker, context_features, pca_features, random_model
+from perceiver_obs.evaluation.features import (
+    FeatureMaker,
+    context_features,
+    pca_features,
+    random_model,
+    standardised_random_model,
+)
 from perceiver_obs.evaluation.probe_data import ON_POLICY, EpisodeList, ProbeTask, probe_tasks
 from perceiver_obs.evaluation.probe_report import (
     coordinate_tables,
@@ -28,7 +34,7 @@ from perceiver_obs.evaluation.supervision import supervised_model, supervision_s
 from perceiver_obs.files import write_atomic
 from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.hub import find_pretrained
-from perceiver_obs.reporting.report import save_section
+from perceiver_obs.reporting.sections import save_section
 
 MIN_RELATIVE_DEVIATION = 0.1  # of the deviation in exploration; below, R² says little of what a policy needs
 
@@ -50,6 +56,11 @@ def probe(settings: ProbeSettings) -> list[ProbeResult]:
     )
     for dataset in dict.fromkeys(dataset for task in tasks for each in task.sets for dataset in each.datasets):
         warn_of_unfamiliar_frames([dataset.frame_contract], model)
+    if settings.random_weights is not None:
+        episodes = _joined(each.training for task in tasks for each in task.sets)
+        untrained = standardised_random_model(model, settings.seed, episodes, device)
+        untrained.save_pretrained(settings.random_weights)
+        write_data_record(settings.random_weights, [])  # it has learned from nothing
     results: list[ProbeResult] = []
     for task in tasks:
         for name, make in _features(model, task, settings, device):
@@ -128,7 +139,11 @@ def _write(settings: ProbeSettings, results: Sequence[ProbeResult], tasks: Seque
     tables = [*summary, *each_coordinate]
     write_atomic(out / "probe.json", json.dumps(content, indent=1).encode())
     write_atomic(out / "probe.md", markdown(tables).encode())
-    save_section(out, probe_section(settings.model, results, tables, notes))
+    longer = (
+        f"perceiver-obs train-predictor --begin-with {settings.model} --data {' '.join(settings.data)} "
+        f"--out {out.parent / (Path(settings.model).name + '-longer')}"
+    )
+    save_section(out, probe_section(settings.model, results, tables, notes, longer))
     print_tables(tables if len(tasks) == 1 else summary)
     print(*notes, f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}", sep="\n")
 

@@ -8,10 +8,11 @@ from perceiver_obs.data.state_coordinates import Coordinate
 from perceiver_obs.evaluation.probe_data import ProbeSet, ProbeTask
 from perceiver_obs.evaluation.regression import ProbeResult
 from perceiver_obs.reporting import plots
-from perceiver_obs.reporting.report import Figure, Section, Table
+from perceiver_obs.reporting.page import Comparison, Figure, Section, Table
 
 KINDS = {"positions": "position/", "velocities": "velocity/"}
 MEAN = "mean"
+BASELINES = ("PCA of 3 frames", "random weights")
 
 
 def mean_r2(result: ProbeResult, prefix: str) -> float:
@@ -71,17 +72,20 @@ def print_tables(tables: Sequence[Table]) -> None:
         console.print(drawn)
 
 
-def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[Table], notes: Sequence[str]) -> Section:
-    """What a probe has to show."""
+def probe_section(
+    model: str, results: Sequence[ProbeResult], tables: Sequence[Table], notes: Sequence[str], command: str
+) -> Section:
+    """What a probe has to show; `command` is what to try where a baseline has more of the state."""
     tasks, sets, regressions, features = (
         _names(getattr(result, name) for result in results) for name in ("task", "episodes", "regression", "features")
     )
-    facts, figures = {}, []
+    facts, figures, comparisons = {}, [], []
     for episodes in sets:
         groups = {}
         for kind, prefix in KINDS.items():
             means = {r: mean_r2_of_tasks(results, episodes, "context", r, prefix) for r in regressions}
             facts[f"{kind}, {episodes}"] = ", ".join(f"{r} R² {value:.2f}" for r, value in means.items())
+            comparisons += _beside_baselines(f"{kind}, {episodes}", results, episodes, regressions[-1], prefix, command)
             for regression in regressions:
                 groups[f"{kind}, {regression}"] = {
                     name: mean_r2_of_tasks(results, episodes, name, regression, prefix) for name in features
@@ -104,7 +108,20 @@ def probe_section(model: str, results: Sequence[ProbeResult], tables: Sequence[T
         title = f"Each coordinate from the context, {task}, {regressions[-1]}"
         figures.append(Figure(f"probe_task_{number + 1}", title, caption, plots.bars(dimensions, "R²")))
     summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
-    return Section("State probe", summary, facts, tuple(figures), tuple(tables))
+    return Section("State probe", summary, facts, tuple(figures), tuple(tables), tuple(comparisons))
+
+
+def _beside_baselines(
+    name: str, results: Sequence[ProbeResult], episodes: str, regression: str, prefix: str, command: str
+) -> list[Comparison]:
+    """The context's R² beside that of the best baseline; nothing where none was probed."""
+    means = {f: mean_r2_of_tasks(results, episodes, f, regression, prefix) for f in ("context", *BASELINES)}
+    context = means.pop("context")
+    means = {f: value for f, value in means.items() if np.isfinite(value)}
+    if not means or not np.isfinite(context):
+        return []
+    best = max(means, key=means.__getitem__)
+    return [Comparison(f"{name}, {regression} R²", context, means[best], best, ".2f", command)]
 
 
 def _task_table(episodes: str, regression: str, results: Sequence[ProbeResult], left_out: str) -> Table:

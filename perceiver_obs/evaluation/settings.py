@@ -32,6 +32,9 @@ class ProbeSettings:
     """Fit a small network beside the ridge regression."""
     baselines: bool = True
     """Probe PCA of three stacked frames and a model with random weights as well."""
+    random_weights: str | None = None
+    """Directory to keep the model with random weights in, its contexts standardised on the data, so that train-policy
+    can learn on it as a baseline. None keeps none."""
     supervised_steps: int = 0
     """Train a copy of the model on the state for so many steps and probe it too: what its shape can read from
     frames. A thousand take three to six minutes of a core for each task; 0 leaves it out."""

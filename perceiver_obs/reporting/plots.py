@@ -150,19 +150,27 @@ def bars(groups: Mapping[str, Mapping[str, float]], ylabel: str) -> bytes:
 
 
 def learning_curve(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """Mean return over environment frames with a band of one standard deviation, one line a policy."""
-    figure, axes = _figure(6.4, 3.4, 1, 1)
+    """Mean return over environment frames with a band of one standard deviation, one line a policy, the first bold."""
+    figure, axes = _figure(6.8, 3.6, 1, 1)
     axis = axes[0, 0]
-    for color, (name, evaluations) in zip(COLORS, lines.items()):
+    for place, (name, evaluations) in enumerate(lines.items()):
+        color = COLORS[place % len(COLORS)]
         frames = np.array([e["frames"] for e in evaluations])
         mean = np.array([e["mean_return"] for e in evaluations])
         deviation = np.array([e.get("std_return", 0.0) for e in evaluations])
-        axis.plot(frames, mean, color=color, label=name, linewidth=1.4, marker="o", markersize=3)
-        axis.fill_between(frames, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
-    axis.set_xlabel("environment frames", fontsize=8)
-    axis.set_ylabel("return of an episode", fontsize=8)
-    axis.legend(fontsize=7, frameon=False)
+        width = 2.4 if place == 0 else 1.6
+        axis.plot(frames, mean, color=color, linewidth=width, marker="o", markersize=2 * width, clip_on=False)
+        axis.fill_between(frames, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+        end = (frames[-1], mean[-1])
+        axis.annotate(name, end, (9, 0), textcoords="offset points", color=color, fontsize=11, va="center")
+    if axis.get_ylim()[0] > 0:  # so that small differences look small
+        axis.set_ylim(bottom=0)
+    axis.set_xlabel("frames", fontsize=11)
+    axis.set_ylabel("return of an episode", fontsize=11)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     _tidy(axis)
+    axis.tick_params(labelsize=10)
     return _png(figure)
 
 

@@ -35,13 +35,13 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.token_cache = self.path / "token_cache"
         self.report = self.path / "report.html"
-        self._settings_file = self.path / "settings.json"
-        if self._settings_file.is_file():
-            check_same_settings(current_settings(read_json(self._settings_file)), settings, str(self.path))
+        self.settings_file = self.path / "settings.json"
+        if self.settings_file.is_file():
+            check_same_settings(current_settings(read_json(self.settings_file)), settings, str(self.path))
 
     def write_settings(self, settings: Any) -> None:
         """Records the settings the run is under way with."""
-        write_atomic(self._settings_file, json.dumps(settings_to_dict(settings), indent=2).encode())
+        write_atomic(self.settings_file, json.dumps(settings_to_dict(settings), indent=2).encode())
 
 
 FORMAT_VERSION = 2

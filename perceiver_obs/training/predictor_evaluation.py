@@ -12,13 +12,16 @@ from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.clips import RolloutClips
 from perceiver_obs.reporting import plots
 from perceiver_obs.reporting.metrics import curve, read_lines
-from perceiver_obs.reporting.report import Figure, Section
+from perceiver_obs.reporting.page import Comparison, Figure, Section
+from perceiver_obs.reporting.sections import curve_figures
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Outcome, seed_step
-from perceiver_obs.training.quality import NextTokenBaselines, to_uint8, token_accuracies
+from perceiver_obs.training.quality import NextTokenBaselines, to_uint8, token_accuracies, used_share
 from perceiver_obs.training.token_cache import TokenCache
+from perceiver_obs.training.tokenizer_evaluation import reconstruct_held_out, tokenizer_figures
 
 CLIPS_AT_ONCE = 16
+LONGER = 10  # times the steps, where a baseline predicts better
 STRIPS = 3
 STRIP_FRAMES = 16
 BASELINE_EPISODES = 200
@@ -53,6 +56,7 @@ class PredictorEvaluation:
         clips: the training clips, which the baselines are counted on.
         held_out: the clips to evaluate on.
         num_clips: how many of them.
+        shows_tokenizer: whether the section has its reconstructions and code usage too, as no run of its own does.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class PredictorEvaluation:
         clips: RolloutClips,
         held_out: RolloutClips,
         num_clips: int,
+        shows_tokenizer: bool = False,
     ):
         self.model, self.cache, self.num_clips = model, cache, num_clips
+        self.shows_tokenizer = shows_tokenizer
         self.baselines = NextTokenBaselines(model.tokenizer.num_codes)
         for dataset, episodes in enumerate(clips.episodes):
             for episode in episodes[: max(1, BASELINE_EPISODES // len(clips.episodes))]:
@@ -109,17 +115,22 @@ class PredictorEvaluation:
         """What the run has to show."""
         scores = self.accuracies(device)
         facts = {
-            "next tokens predicted": f"{scores['model']:.1%} (copying the last frame: {scores['copy']:.1%})",
             "steps": outcome.describe(),
             "context": f"{self.model.context_dim} floats from {self.model.receptive_field} frames",
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
         }
         if privileged := self.model.frame_contract.get("privileged"):
             facts["privileged"] = f"trained on the simulator {privileged} too, not on pixels alone"
-        for kind in ("_moving", "_changing"):
-            if f"model{kind}" in scores:
-                best = max(scores[f"{name}{kind}"] for name in FORECASTS if name != "model")
-                facts[KINDS[kind]] = f"{scores[f'model{kind}']:.1%} (best baseline: {best:.1%})"
+        longer = (
+            f"perceiver-obs train-predictor --settings {run.settings_file} --steps {LONGER * outcome.steps} "
+            f"--out {run.path}-longer"
+        )
+        comparisons = tuple(
+            Comparison(f"next tokens predicted, {group}", scores[f"model{kind}"], scores[best], label, ".1%", longer)
+            for kind, group in KINDS.items()
+            if f"model{kind}" in scores
+            for best, label in [_best_baseline(scores, kind)]
+        )
         figures = [
             Figure(
                 f"future_{number + 1}",
@@ -130,6 +141,14 @@ class PredictorEvaluation:
             )
             for number, strip in enumerate(self.continuations(device))
         ]
+        if self.shows_tokenizer:
+            frames = RolloutClips(self.clips.datasets, self.clips.episodes, clip_length=1)
+            held_out = reconstruct_held_out(self.model.tokenizer, frames, self.num_clips, device)
+            figures = [*tokenizer_figures(held_out), *figures]
+            facts |= {
+                "held-out PSNR of the tokenizer": f"{held_out.psnr:.1f} dB",
+                "codes in use": ", ".join(f"{share:.0%}" for share in used_share(held_out.code_counts)),
+            }
         figures += [
             Figure(
                 "accuracy",
@@ -140,10 +159,16 @@ class PredictorEvaluation:
                 "it changes, what most often follows of all others.",
                 plots.bars(_bar_groups(scores), "share right"),
             ),
-            Figure("curves", "Curves", "Over the steps of the run.", plots.curves(_panels(run))),
+            *curve_figures(_panels(run)),
         ]
         summary = f"Contexts that predict tokens, trained in {run.path}."
-        return Section("Predictor", summary, facts, tuple(figures))
+        return Section("Predictor", summary, facts, tuple(figures), comparisons=comparisons)
+
+
+def _best_baseline(scores: dict[str, float], kind: str) -> tuple[str, str]:
+    """The name among the scores of the baseline that predicts most, and what it is called."""
+    best = max((name for name in FORECASTS if name != "model"), key=lambda name: scores[f"{name}{kind}"])
+    return f"{best}{kind}", FORECASTS[best]
 
 
 def _bar_groups(scores: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from perceiver_obs.data.clips import RolloutClips
 from perceiver_obs.reporting import plots
 from perceiver_obs.reporting.metrics import curve, read_lines
-from perceiver_obs.reporting.report import Figure, Section
+from perceiver_obs.reporting.page import Figure, Section
+from perceiver_obs.reporting.sections import curve_figures
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Outcome
@@ -93,7 +94,13 @@ def tokenizer_section(
         "steps": outcome.describe(),
         "parameters": f"{sum(p.numel() for p in tokenizer.parameters()):,}",
     }
-    figures = (
+    figures = (*tokenizer_figures(held_out), *curve_figures(panels))
+    return Section("Tokenizer", f"Frames to tokens and back, trained in {run.path}.", facts, figures)
+
+
+def tokenizer_figures(held_out: HeldOutReconstruction) -> tuple[Figure, Figure]:
+    """Reconstructions and code usage."""
+    return (
         Figure(
             "reconstructions",
             "Reconstructions of held-out frames",
@@ -106,6 +113,4 @@ def tokenizer_section(
             "Over held-out clips. A curve that reaches the right edge means that every code earns its place.",
             plots.code_usage(held_out.code_counts),
         ),
-        Figure("curves", "Curves", "Over the steps of the run.", plots.curves(panels)),
     )
-    return Section("Tokenizer", f"Frames to tokens and back, trained in {run.path}.", facts, figures)

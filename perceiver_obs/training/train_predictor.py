@@ -19,7 +19,7 @@ from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.objectives.predictor import PredictorObjective
 from perceiver_obs.objectives.saved_heads import save_heads, take_up_heads
 from perceiver_obs.objectives.states import StateTargets
-from perceiver_obs.reporting.report import save_section
+from perceiver_obs.reporting.sections import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory, state_digest
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, seed_step, train
@@ -109,7 +109,7 @@ class PredictorStage(Stage):
             accelerator.print(take_up_heads(self.module.latent, self.made_from))
         self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
-            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips
+            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips, begun is not None
         )
 
     def _build_model(

@@ -11,7 +11,7 @@ from perceiver_obs.data.data_record import write_data_record
 from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.objectives.motion import CLIP_LENGTH, FRAMES_SEEN, MotionObjective
-from perceiver_obs.reporting.report import save_section
+from perceiver_obs.reporting.sections import save_section
 from perceiver_obs.tokenizer import VQPTTokenizer
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train

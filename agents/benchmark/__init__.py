@@ -1,0 +1,1 @@
+"""`benchmark`: tasks, methods, results and the page of DMControl-100k."""

@@ -1,0 +1,1 @@
+"""`watch`: an episode as a model sees it."""

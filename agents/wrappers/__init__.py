@@ -1,0 +1,1 @@
+"""Environments of Stable-Baselines3 whose observations are contexts, or principal components of frames."""

@@ -1,0 +1,1 @@
+"""Collecting rollouts: behaviour policies, and the workers that play them."""

@@ -1,0 +1,1 @@
+"""Rollouts on disk: episodes, datasets, recording, and the clips that trainings draw from them."""

@@ -1,0 +1,1 @@
+"""What contexts carry: the probe and its baselines, predicted frames, generated futures."""

@@ -1,0 +1,1 @@
+"""What contexts and tokens are trained on, one objective a file."""

@@ -1,0 +1,1 @@
+"""Training of tokenizer and Perceiver: settings, loop, checkpoints, adaptation to a policy's episodes."""

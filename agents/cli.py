@@ -34,6 +34,11 @@ class Job:
 
 
 JOBS = {
+    "fit": Job(
+        "agents.training.settings:FitSettings",
+        "agents.training.fit:fit",
+        "collect, train, probe and report: a model of your own environment in a given time",
+    ),
     "collect": Job(
         "envs.collection.settings:CollectSettings",
         "envs.collection.collect:collect",

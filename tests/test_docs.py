@@ -65,7 +65,9 @@ def test_every_stage_of_make_model_has_settings_that_exist():
 
 @pytest.mark.parametrize("page", ["docs/how-it-works.md", "CONTRIBUTING.md"])
 def test_the_files_that_pages_name_exist(page):
-    named = re.findall(r"`((?:perceiver_obs|envs|agents|tests|objectives|training)/[\w/.]+)`", (ROOT / page).read_text())
+    named = re.findall(
+        r"`((?:perceiver_obs|envs|agents|tests|objectives|training)/[\w/.]+)`", (ROOT / page).read_text()
+    )
     assert len(named) > 5
     missing = [path for path in named if not any((root / path).exists() for root in (ROOT, ROOT / "perceiver_obs"))]
     assert not missing

@@ -65,3 +65,4 @@ class TinyWorld(gym.Env):
 
 
 gym.register("TinyWorld-v0", entry_point="tiny_worlds:TinyWorld", max_episode_steps=STEPS)
+gym.register("LongerTinyWorld-v0", entry_point="tiny_worlds:TinyWorld", max_episode_steps=4 * STEPS)

@@ -1,4 +1,4 @@
-"""Settings of `train-policy` and `evaluate`."""
+"""Settings of `fit`, `train-policy` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -123,3 +123,28 @@ class EvaluateSettings:
     record: Path | None = None
     """Directory that the episodes are added to as rollouts with states, for the on-policy part of a probe or for
     training. None keeps none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(EnvSettings):
+    """Make a Perceiver for an environment in a given time: collect, train, probe, report. Goes on where it was
+    stopped."""
+
+    out: Path = resumable(Path("runs/fit"))
+    """Directory of all that is made; the model lies in `model`."""
+    minutes: float = 20.0
+    """Time for it all, on this machine."""
+    policy: str = "mixed"
+    """What acts while episodes are collected, as in `collect`."""
+    max_steps: int | None = None
+    """Environment steps after which an episode is cut off; None for the time limit of the environment."""
+    data: tuple[Path, ...] = ()
+    """Directories of recordings to train on in place of collecting."""
+    begin_with: str | None = None
+    """Model to go on from, with its tokenizer (bundled name, directory or "hf://owner/name"). None begins anew."""
+    seed: int = 0
+    """Seed of episodes, weights and every random choice."""
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")

@@ -1,0 +1,145 @@
+"""`fit`: from an environment to a Perceiver of its own in a given time, by the other commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents.training.settings import FitSettings
+from envs.collection.collect import collect
+from envs.collection.settings import CollectSettings
+from envs.env_settings import EnvSettings
+from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.evaluation.probe import probe
+from perceiver_obs.evaluation.settings import ProbeSettings
+from perceiver_obs.files import write_atomic
+from perceiver_obs.reporting.metrics import read_lines
+from perceiver_obs.reporting.report import ReportSettings, report
+from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
+from perceiver_obs.training.checkpoint import RunDirectory
+from perceiver_obs.training.settings import RunSettings, TrainPredictorSettings, TrainTokenizerSettings
+from perceiver_obs.training.train_predictor import train_predictor
+from perceiver_obs.training.train_tokenizer import train_tokenizer
+
+COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
+TRIAL = 0.1  # share of a training's time in which its rate is measured
+FIRST_EPISODES = 8
+PROBE_EPISODES = 40
+
+
+def fit(settings: FitSettings) -> Path:
+    """Collects, trains and judges a Perceiver for an environment, and returns the model's directory.
+
+    In `out` it leaves `data/`, `tokenizer/`, `model/`, `probe/` where a state is known, and `report.html`. Run again,
+    it goes on where it was stopped; what is finished is not made again.
+
+    Raises:
+        ValueError: a setting is not valid or another than the directory was begun with, or there is no such
+            environment.
+    """
+    plan = _Plan(settings)
+    data = [*map(str, settings.data)] or [str(_collected(settings, plan))]
+    model = settings.out / "model"
+    predictor = TrainPredictorSettings(data=tuple(data), out=str(model), seed=settings.seed)
+    share = PREDICTOR
+    if settings.begin_with is not None:
+        predictor = replace(predictor, begin_with=settings.begin_with)
+        share += TOKENIZER
+    else:
+        tokenizer = TrainTokenizerSettings(data=tuple(data), out=str(settings.out / "tokenizer"), seed=settings.seed)
+        _train(train_tokenizer, tokenizer, "tokenizer", TOKENIZER * settings.minutes, plan)
+        predictor = replace(predictor, tokenizer=tokenizer.out)
+    _train(train_predictor, predictor, "model", share * settings.minutes, plan)
+    if all(RolloutDataset(path).meta["state_names"] for path in data):
+        if not (settings.out / "probe" / "probe.json").is_file():
+            probe(
+                ProbeSettings(
+                    str(model),
+                    tuple(data),
+                    out=str(settings.out / "probe"),
+                    max_episodes=PROBE_EPISODES,
+                    seed=settings.seed,
+                )
+            )
+    else:
+        print("fit: no state is known of this environment, so none is probed; see next tokens beside copying instead")
+    report(ReportSettings(out=str(settings.out), title=settings.env_name))
+    print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
+    return model
+
+
+def wrapping_line(settings: FitSettings, model: Path) -> str:
+    """The line of Python that makes contexts of the environment's frames."""
+    names: tuple[str, ...] = ("size", "action_repeat", "render_quality", "camera")
+    making = f'make_dmc("{settings.task}"'
+    if settings.env is not None:
+        names = ("size", "frames_from", "fit", "action_repeat")
+        making = f'make_env("{settings.env}"' + (f", {list(settings.env_kwargs)}" if settings.env_kwargs else "")
+    given = [
+        f"{name}={getattr(settings, name)!r}" for name in names if getattr(settings, name) != getattr(EnvSettings, name)
+    ]
+    return f'env = PerceiverContextWrapper({", ".join([making, *given])}), "{model}")'
+
+
+class _Plan:
+    """What the time allows, by stage: decided once, so that a run that was stopped goes on with the same."""
+
+    def __init__(self, settings: FitSettings) -> None:
+        self._file = settings.out / "fit.json"
+        self._content: dict[str, Any] = {"settings": settings_to_dict(settings), "plan": {}}
+        if self._file.is_file():
+            self._content = read_json(self._file)
+            check_same_settings(self._content["settings"], settings, str(settings.out))
+
+    def get(self, stage: str) -> int | None:
+        return self._content["plan"].get(stage)
+
+    def set(self, stage: str, amount: int) -> int:
+        self._content["plan"][stage] = amount
+        write_atomic(self._file, (json.dumps(self._content, indent=1) + "\n").encode())
+        return amount
+
+
+def _collected(settings: FitSettings, plan: _Plan) -> Path:
+    """The directory of as many episodes as fit into the time."""
+    out = settings.out / "data"
+    shared: dict[str, Any] = {field.name: getattr(settings, field.name) for field in fields(EnvSettings)}
+    arguments: dict[str, Any] = {
+        "policy": settings.policy,
+        "max_steps": settings.max_steps,
+        "seed": settings.seed,
+        "out": str(out),
+    }
+
+    def collect_so_many(episodes: int) -> None:
+        collect(CollectSettings(**shared, **arguments, episodes=episodes))
+
+    episodes = plan.get("episodes")
+    if episodes is not None:
+        collect_so_many(episodes)
+        return out
+    deadline = time.monotonic() + 60 * COLLECTING * settings.minutes
+    episodes, further = 0, FIRST_EPISODES
+    while further > 0:
+        began = time.monotonic()
+        collect_so_many(episodes + further)
+        episodes += further
+        left, rate = deadline - time.monotonic(), further / max(time.monotonic() - began, 1e-3)
+        further = min(int(left * rate), 2 * episodes)
+    plan.set("episodes", episodes)
+    return out
+
+
+def _train(training: Callable[[Any], object], settings: RunSettings, stage: str, minutes: float, plan: _Plan) -> None:
+    """Trains for so many minutes: the learning rate falls over the steps that a trial shows to fit into them."""
+    run = RunDirectory(settings.out, settings)
+    steps = plan.get(stage)
+    if steps is None:
+        training(replace(settings, steps=1_000_000, max_minutes=TRIAL * minutes, evaluation_clips=16))
+        done = max(row["step"] for row in read_lines(run.metrics))
+        steps = plan.set(stage, max(done + 1, int(done / TRIAL)))
+    training(replace(settings, steps=steps, max_minutes=1.2 * minutes))

@@ -1,0 +1,45 @@
+"""`fit`: one command from an environment to a Perceiver of its own."""
+
+import json
+
+import pytest
+
+from agents.cli import main
+from agents.training.fit import wrapping_line
+from agents.training.settings import FitSettings
+from envs import RolloutDataset
+
+WORLD = "tiny_worlds:LongerTinyWorld-v0"
+
+
+def test_an_environment_gets_a_model_and_the_line_that_wraps_it(tmp_path, capsys, no_pictures):
+    out = tmp_path / "fit"
+    command = f"fit --env {WORLD} --env-kwargs actions=discrete --size 32 --out {out} --minutes 0.2"
+    assert main(command.split()) == 0
+    line = capsys.readouterr().out.splitlines()[-1].strip()
+    scope = {}
+    exec(f"from envs import make_env\nfrom perceiver_obs import PerceiverContextWrapper\n{line}", scope)
+    context, _ = scope["env"].reset(seed=0)
+    assert context.shape == scope["env"].observation_space.shape == (128,)
+    plan = json.loads((out / "fit.json").read_text())["plan"]
+    assert set(plan) == {"episodes", "tokenizer", "model"}
+    assert len(RolloutDataset(out / "data")) == plan["episodes"] >= 8
+    assert (out / "probe" / "probe.json").is_file()
+    page = (out / "report.html").read_text()
+    assert all(heading in page for heading in ("Tokenizer", "Predictor", "State probe", "LongerTinyWorld"))
+
+    finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert main(command.split()) == 0
+    assert finished == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}, "nothing is made again"
+    assert main(f"{command} --policy random".split()) == 2
+    assert "policy was 'mixed', is 'random'" in capsys.readouterr().err
+
+
+def test_the_wrapping_line_names_what_differs_from_the_defaults(tmp_path):
+    line = wrapping_line(FitSettings(task="cartpole-swingup", render_quality="fast"), tmp_path)
+    assert line == f'env = PerceiverContextWrapper(make_dmc("cartpole-swingup", render_quality=\'fast\'), "{tmp_path}")'
+
+
+def test_no_time_is_refused():
+    with pytest.raises(ValueError, match=r"minutes must be positive, got 0"):
+        FitSettings(minutes=0)

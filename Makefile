@@ -33,7 +33,7 @@ pytest: .venv/.ready
 
 # Whether dependencies and extras can be had for later versions of Python. Minutes of waiting for an index.
 resolve: .venv/.ready
-	$(BIN)/python .ci/resolve.py
+	$(BIN)/python benchmarks/resolve.py
 
 # The same behaviours at greater length: tests marked slow, and ten times the examples of hypothesis.
 test-all: setup

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from agents.training.settings import EvaluateSettings, TrainPolicySettings
+from agents.training.settings import EvaluateSettings, FitSettings, TrainPolicySettings
 from agents.visualize.settings import WatchSettings
-from envs.collection.settings import CollectSettings
 from perceiver_obs.reporting import plots
 from perceiver_obs.reporting.page import Comparison, Figure, Page, Section, Table
 from perceiver_obs.reporting.policies import load_policy_run, verdict
@@ -208,7 +207,7 @@ def test_next_commands_are_commands_of_this_program(tmp_path):
     every_setting = {name: value for name, value in asdict(trained).items() if name != "out"}
     policy = make_policy(tmp_path / "policy", [50.0, 600.0], **every_setting, out=str(tmp_path / "policy"))
     parsers = {"train-policy": TrainPolicySettings, "evaluate": EvaluateSettings, "watch": WatchSettings}
-    parsers["collect"] = CollectSettings
+    parsers["fit"] = FitSettings
     (policy / "watch.gif").touch()
     seen = set()
     for evaluated in (False, True):
@@ -225,7 +224,7 @@ def test_next_commands_are_commands_of_this_program(tmp_path):
                 assert parsed == replace(trained, out=parsed.out, **more)
                 assert str(parsed.out).startswith(str(policy))
         assert any(str(policy) in command for command in commands)
-    assert seen == {"train-policy", "evaluate", "collect"}
+    assert seen == {"train-policy", "evaluate", "fit"}
 
 
 def test_directories_without_results_are_named(tmp_path):

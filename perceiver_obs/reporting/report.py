@@ -119,8 +119,8 @@ def _when(out: Path) -> str:
 def next_commands(out: Path, policies: Sequence[PolicyRun]) -> list[tuple[str, str]]:
     """What may be run next: what for, and the command. The most useful first."""
     own = (
-        "The same on your own environment: begin with its frames",
-        f"perceiver-obs collect --env Pendulum-v1 --out {out.parent / 'pendulum' / 'data'}",
+        "A model of your own environment, in twenty minutes",
+        f"perceiver-obs fit --env Pendulum-v1 --out {out.parent / 'pendulum'}",
     )
     if not policies:
         model = next(iter(sorted(out.glob("*/model.safetensors"))), None)

@@ -53,7 +53,7 @@ class OnnxStep:
 
     def init_state(self, batch_size: int) -> GraphState:
         """The state of `batch_size` episodes that have not begun."""
-        carried = tuple(torch.zeros(batch_size, *shape) for shape in self._shapes)
+        carried = tuple(torch.zeros(batch_size, *shape, dtype=torch.float32) for shape in self._shapes)
         return GraphState(torch.zeros(batch_size, dtype=torch.long), carried)
 
     def step(self, frames: Tensor, state: GraphState, actions: Tensor | None = None) -> tuple[Tensor, GraphState]:

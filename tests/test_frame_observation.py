@@ -135,7 +135,7 @@ def test_gymnasium_finds_nothing_wrong():
         (lambda: FrameObservation(gym.make(WORLD)), "cannot be rendered"),
         (
             lambda: make_dmc("Pendulum-v1"),
-            r"Gymnasium environment: --env Pendulum-v1 in collect .*envs.make_env\('Pendulum-v1'\)",
+            r"Gymnasium environment: --env Pendulum-v1 in collect, .*envs.make_env\('Pendulum-v1'\)",
         ),
     ],
 )

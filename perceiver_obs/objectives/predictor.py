@@ -119,11 +119,13 @@ class PredictorObjective(nn.Module):
     FORMER_TENSORS: ClassVar = {
         "predictor.regression.": None,
         "predictor.inverse_dynamics.": None,
-        "latent.motion.forth.": "latent.dynamics.transition.",
-        "latent.motion.back.": "latent.dynamics.inverse.",
-        "latent.motion.of_action.": "latent.dynamics.action.",
-        "latent.head.": "latent.edge_decoder.",
-        "latent.rewards.tell.": "latent.rewards.predict.",
+        "of_outlines.motion.forth.": "latent.dynamics.transition.",
+        "of_outlines.motion.back.": "latent.dynamics.inverse.",
+        "of_outlines.motion.of_action.": "latent.dynamics.action.",
+        "of_outlines.head.": "latent.edge_decoder.",
+        "of_outlines.outlines.": "latent.edge_targets.",
+        "of_outlines.rewards.tell.": "latent.rewards.predict.",
+        "of_outlines.": "latent.",
     }
 
     def __init__(

@@ -49,10 +49,12 @@ class TokenizerObjective(nn.Module):
 
     # Those of earlier versions, in checkpoints.
     FORMER_TENSORS: ClassVar = {
-        "motion.latent.motion.forth.": "motion.latent.dynamics.transition.",
-        "motion.latent.motion.back.": "motion.latent.dynamics.inverse.",
-        "motion.latent.motion.of_action.": "motion.latent.dynamics.action.",
-        "motion.latent.head.": "motion.latent.edge_decoder.",
+        "motion.of_outlines.motion.forth.": "motion.latent.dynamics.transition.",
+        "motion.of_outlines.motion.back.": "motion.latent.dynamics.inverse.",
+        "motion.of_outlines.motion.of_action.": "motion.latent.dynamics.action.",
+        "motion.of_outlines.head.": "motion.latent.edge_decoder.",
+        "motion.of_outlines.outlines.": "motion.latent.edge_targets.",
+        "motion.of_outlines.": "motion.latent.",
     }
 
     def __init__(self, tokenizer: VQPTTokenizer, motion: MotionObjective | None, settings: TrainTokenizerSettings):

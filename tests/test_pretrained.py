@@ -59,7 +59,7 @@ def test_statistics_standardise_contexts_that_vary(real_video):
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(FileNotFoundError, match=r"'dmc-smal' is neither a directory here nor one of \['dmc-small'\]"):
+    with pytest.raises(FileNotFoundError, match=r"'dmc-smal' is neither a directory here nor one of \['dmc-small',"):
         CausalPerceiverIO.from_pretrained("dmc-smal")
 
 

@@ -43,3 +43,9 @@ def test_the_wrapping_line_names_what_differs_from_the_defaults(tmp_path):
 def test_no_time_is_refused():
     with pytest.raises(ValueError, match=r"minutes must be positive, got 0"):
         FitSettings(minutes=0)
+
+
+def test_a_model_that_is_not_there_is_named_before_anything_is_collected(tmp_path, capsys):
+    assert main(f"fit --env {WORLD} --out {tmp_path / 'fit'} --begin-with nowhere".split()) == 2
+    assert "'nowhere' is neither a directory here nor one of" in capsys.readouterr().err
+    assert not (tmp_path / "fit" / "data").exists()

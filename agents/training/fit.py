@@ -17,6 +17,7 @@ from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
+from perceiver_obs.hub import find_pretrained
 from perceiver_obs.reporting.metrics import read_lines
 from perceiver_obs.reporting.report import ReportSettings, report
 from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
@@ -42,6 +43,8 @@ def fit(settings: FitSettings) -> Path:
             environment.
     """
     plan = _Plan(settings)
+    if settings.begin_with is not None:
+        find_pretrained(settings.begin_with)  # named before any work
     data = [*map(str, settings.data)] or [str(_collected(settings, plan))]
     model = settings.out / "model"
     predictor = TrainPredictorSettings(data=tuple(data), out=str(model), seed=settings.seed)

@@ -49,6 +49,7 @@ NOT_THERE = {
     "train-policy": ["--task", NO_TASK],
     "benchmark": ["--tasks", NO_TASK],
     "watch": [NO_TASK],
+    "fit": ["--task", NO_TASK],
 }
 FRAMES = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
 

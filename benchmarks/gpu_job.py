@@ -2,7 +2,7 @@
 
 Renders the six tasks on all cores, by policies where `--policies` has some, trains the Perceiver on the GPU in
 bfloat16 from the bundled tokenizer, and measures. Leaves the model (`model/`) and `gpu.json` with frames rendered,
-steps trained and contexts computed a second, which `benchmarks/page.py` puts into docs/scale.md.
+steps trained and contexts computed a second.
 """
 
 import json

@@ -119,7 +119,7 @@ class Pretrained(PyTorchModelHubMixin):
         weights = directory / WEIGHTS_FILE
         try:
             with safe_open(weights, "pt") as tensors, isolated():
-                shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 (no map)
                 model = _build(cls, config, directory, current_names(shapes, cls.FORMER_TENSORS))
                 saved = {key: tensors.get_tensor(key) for key in shapes}
         except (SafetensorError, OSError) as error:

@@ -49,7 +49,7 @@ def load_policy(
     venv = make_policy_env(PolicyEnvSettings(**settings), num_envs, record, recorded_as="policy")
     try:
         if saved.fingerprint is not None:
-            found = venv.encoder.fingerprint  # type: ignore[attr-defined]
+            found = venv.encoder.fingerprint  # type: ignore[attr-defined]  # as it reads features
             check_fingerprint(found, saved.fingerprint, f"the policy in {path.parent}")
         return load_sb3(path, device, venv), venv, saved
     except BaseException:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from agents.training.policy_files import PolicyRecord
 from agents.training.trained_policy import find_record, make_any_policy
+from agents.visualize.settings import WatchSettings
 from envs.collection.named_policies import make_policy
 from envs.collection.policies import Policy, PolicyContext
 from envs.collection.settings import CollectSettings
@@ -23,11 +24,8 @@ from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfami
 from perceiver_obs.reporting.episode_view import LANES
 from perceiver_obs.settings import near_matches
 
-if TYPE_CHECKING:
-    from agents.visualize.settings import WatchSettings
-
 WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
-OF_DMC, OF_ANY = ("camera", "render_quality"), ("action_repeat", "env_kwargs", "frames_from", "fit")
+OF_ANY = ("action_repeat", "env_kwargs", "frames_from", "fit")
 FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
 
 

@@ -35,7 +35,7 @@ def read_heads(directory: str | Path) -> SavedHeads | None:
             tasks = json.loads(metadata["tasks"])
             if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
                 raise ValueError(f"tasks must be names, got {tasks!r:.80}")
-            return SavedHeads(tasks, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return SavedHeads(tasks, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} does not hold the heads of an objective: {error}") from error
 

@@ -212,7 +212,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(videos)
         observed, _ = self.predictor.observe(videos, None, valid)
         raw, _ = self.predictor.encode(observed, actions, valid=valid)
-        return self.timescales(self._normalize(raw), valid=valid)[0]
+        return self.timescales(self.standardize(raw), valid=valid)[0]
 
     def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
         """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
@@ -265,10 +265,11 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     ) -> tuple[Tensor, ContextState]:
         """Contexts `[B, T, context_dim]` of the next T frames, and the state after them: what every step computes."""
         raw, reader = self.predictor.advance(videos, state.reader, actions)
-        contexts, recent = self.timescales(self._normalize(raw), state.recent, state.seen)
+        contexts, recent = self.timescales(self.standardize(raw), state.recent, state.seen)
         return contexts, ContextState(reader, recent)
 
-    def _normalize(self, raw: Tensor) -> Tensor:
+    def standardize(self, raw: Tensor) -> Tensor:
+        """Centre and scale what the predictor's `encode` gives, `[..., D]`."""
         return (raw - self.context_mean) / self.context_scale
 
     def _check_frames(self, videos: Tensor) -> None:
@@ -289,7 +290,12 @@ class CausalPerceiverIO(nn.Module, Pretrained):
     def forward(
         self, videos: Tensor, num_context_frames: int, actions: Tensor | None = None, condition: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Predict the frames after the first `num_context_frames`; see `PerceiverTokenPredictor.forward`."""
+        """Predict the frames after the first `num_context_frames`; see `PerceiverTokenPredictor.forward`.
+
+        Args:
+            condition: `[B, condition_dim]`; rows of NaN have none. For a model trained with `condition="goal"` the
+                contexts of the frames to reach, as `extract_context` gives them.
+        """
         self._check_frames(videos)
         return self.predictor(videos, num_context_frames, actions, condition)
 

@@ -123,7 +123,7 @@ class PerceiverTokenPredictor(FrameReader):
             last: code vectors `[X, h, w, code_dim]` of the contexts' own frames, as their tokens are looked up.
             horizons: int64 `[X]`, 0 (the context's own frame) to `sequence_length`.
             actions: `[X, K, A]`, the actions after the context, in order; those past the horizon are masked.
-            condition: `[X, condition_dim]`.
+            condition: `[X, condition_dim]`; rows of NaN have none.
             visible: code vectors `[X, h, w, code_dim]` and bool `[X, h, w]` that is True where they are given.
         """
         height, width = last.shape[1:3]
@@ -152,7 +152,7 @@ class PerceiverTokenPredictor(FrameReader):
             videos: `[B, T, C, H, W]`.
             num_context_frames: 1 to T - 1; at most `sequence_length` frames can remain.
             actions: `[B, T, A]`, the action that led to each frame.
-            condition: `[B, condition_dim]`.
+            condition: `[B, condition_dim]`; rows of NaN have none.
             perceptual_distance: of predicted and true frames `[X, C, H, W]`, added to the loss times
                 `perceptual_weight` (`perceiver_obs.objectives.perceptual` has one).
 
@@ -243,7 +243,7 @@ class PerceiverTokenPredictor(FrameReader):
             actions: `[B, T + num_frames, A]`, the action that led or leads to each frame.
             temperature, top_k, top_p: see `Sampling`.
             steps: rounds a frame for "maskgit".
-            condition: `[B, condition_dim]`.
+            condition: `[B, condition_dim]`; rows of NaN have none.
 
         Returns:
             the new frames `[B, num_frames, C, H, W]`, in [0, 1].

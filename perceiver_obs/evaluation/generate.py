@@ -42,12 +42,17 @@ def generate(settings: GenerateSettings) -> NDArray[np.uint8]:
     if model.action_dim is not None:
         led = leading_actions(episode.actions, model.action_dim)[settings.start :][:length]
         actions = torch.from_numpy(led)[None].to(device)
+    condition = None
+    if settings.goal:
+        shown = torch.from_numpy(happened.transpose(0, 3, 1, 2).copy())[None].to(device)
+        condition, actions = model.extract_context(shown, actions)[:, -1], None
     with isolated(settings.seed, device):
         future = model.generate(
             seen,
             settings.num_frames,
             mode=settings.mode,
             actions=actions,
+            condition=condition,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -95,10 +100,11 @@ def _play(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: int)
 def _write(settings: GenerateSettings, happened: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
     out = Path(settings.out)
     every = -(-len(predicted) // STRIP_COLUMNS)
+    given = "the last frame as its goal" if settings.goal else "the actions that follow"
     strip = Figure(
         "future",
         "A continued episode",
-        f"The model saw {settings.num_context_frames} frames, the last of which is shown, and the actions that follow.",
+        f"The model saw {settings.num_context_frames} frames, the last of which is shown, and {given}.",
         plots.filmstrip(happened, predicted, every),
     )
     facts = {"mode": settings.mode, "temperature": f"{settings.temperature:g}", "frames": f"{len(predicted)}"}

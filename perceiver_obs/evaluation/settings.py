@@ -77,6 +77,9 @@ class GenerateSettings:
     """Frames that the model sees."""
     num_frames: int = 32
     """Frames to continue by."""
+    goal: bool = False
+    """Continue towards the last of these frames, without the actions that led there. For models trained with
+    `--condition goal`."""
     mode: Literal["autoregressive", "maskgit"] = "autoregressive"
     """How the tokens of a frame are drawn: all at once, or in rounds with the surest first."""
     steps: int = 8

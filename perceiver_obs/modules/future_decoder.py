@@ -57,7 +57,7 @@ class FutureDecoder(nn.Module):
             horizons: int64 `[X]`, 0 (the context's own frame) to `max_horizon`.
             positions: `[P, C]`, one for each query.
             actions: adapted actions `[X, K, C]` after the context, in order; those past the horizon are masked.
-            condition: `[X, condition_dim]`; None counts as zeros.
+            condition: `[X, condition_dim]`; rows of NaN have none.
             visible: standardised code vectors `[X, P, code_dim]`, and bool `[X, P]` that is True where they are
                 given; the other positions get the mask token.
         """
@@ -67,16 +67,21 @@ class FutureDecoder(nn.Module):
             steps = torch.arange(1, actions.shape[1] + 1, device=contexts.device)
             memory.append(actions + self.horizon(steps))
             known.append(steps <= horizons[:, None])
-        if self.condition is not None:
-            if condition is None:
-                condition = contexts.new_zeros(len(contexts), self.condition.in_features)
-            memory.append(self.condition(condition)[:, None])
-            known.append(known[0][:, :1])
+        if self.condition is not None and condition is not None:
+            memory.append(self.condition(condition.nan_to_num())[:, None])
+            known.append(~condition.isnan().any(-1, keepdim=True))
         queries = self.mask_token.expand(len(contexts), len(positions), -1)
         if visible is not None:
             queries = torch.where(visible[1][..., None], self.visible_token(visible[0]), queries)
         queries = queries + self.last_token(last) + positions + self.horizon(horizons)[:, None]
         return self.decoder(queries, torch.cat(memory, dim=1), torch.cat(known, dim=1))
+
+    @torch.no_grad()
+    def standardize_condition(self, mean: Tensor, scale: Tensor) -> None:
+        """Predict as before for conditions that come as `(condition - mean) / scale` from now on, both `[D]`."""
+        assert self.condition is not None
+        self.condition.bias.add_(self.condition.weight @ mean)
+        self.condition.weight.mul_(scale)
 
 
 class ResidualTokenHead(nn.Module):

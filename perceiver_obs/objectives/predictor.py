@@ -1,7 +1,7 @@
 """What the predictor is trained on: losses over random frames of clips and random horizons."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
@@ -87,12 +87,16 @@ class TokenTargets:
 
 @dataclass(frozen=True)
 class Starts:
-    """`X` predictions of tokens: the clip and frame int64 `[X]` of each, its context `[X, D]` and the steps ahead."""
+    """`X` predictions of tokens: the clip and frame int64 `[X]` of each, its context `[X, D]` and the steps ahead.
+
+    Towards goals, with a condition `[X, D]`; NaN where there is none.
+    """
 
     row: Tensor
     anchor: Tensor
     contexts: Tensor
     horizon: Tensor
+    condition: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -113,6 +117,8 @@ class PredictorObjective(nn.Module):
         sampling: of frames and predictions.
         latent: computes the losses of `weights.heads`, needed where there are any.
         perceptual_distance: needed where it has a weight; called with frames and targets `[X, C, H, W]`.
+        goal: contexts of `PerceiverTokenPredictor.encode` to conditions, where tokens are predicted towards a goal: the
+            context of a later frame of the same clip (in hindsight; Andrychowicz et al. 2017, arXiv:1707.01495).
     """
 
     # Those of earlier versions, in checkpoints.
@@ -135,6 +141,7 @@ class PredictorObjective(nn.Module):
         sampling: ClipSampling = ClipSampling(),
         latent: LatentObjective | None = None,
         perceptual_distance: Distance | None = None,
+        goal: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         if weights.perceptual and perceptual_distance is None:
@@ -144,6 +151,7 @@ class PredictorObjective(nn.Module):
         self.predictor = predictor
         self.latent = latent
         self.weights, self.sampling = weights, sampling
+        self.goal = goal
         # In a list, as it is no part of what is trained and saved.
         self._perceptual = [perceptual_distance]
 
@@ -194,14 +202,25 @@ class PredictorObjective(nn.Module):
             observed = predictor.observe(frames)[0]
         anchors = self._anchors(observed.shape[1], observed.device)
         read = None if torch.rand(()) < self.sampling.without_actions else actions
-        contexts, _ = predictor.encode(observed, read, only=anchors)
+        only = anchors
+        if self.goal is not None:  # one frame for all clips, so that other contexts need no computing
+            goal_frame = torch.randint(1, observed.shape[1], (1,), device=anchors.device)
+            only = torch.cat([anchors, goal_frame])
+        encoded, _ = predictor.encode(observed, read, only=only)
+        contexts = encoded[:, : len(anchors)]
         parts: dict[str, Tensor] = {}
         if self.latent is not None:
             if frames is None or groups is None:
                 raise ValueError("the latent objective needs frames and groups")
             parts |= self.latent(contexts, anchors, Clips(frames, groups, actions, rewards, states))
         if weights.cross_entropy or weights.perceptual:
-            parts |= self._token_losses(self._starts(contexts, anchors), clips, actions, frames)
+            starts = self._starts(contexts, anchors)
+            if self.goal is not None:
+                # None where that frame comes before the predicted one: the model learns to do without, too.
+                missed = (starts.target > goal_frame)[:, None]
+                goals = self.goal(encoded[starts.row, -1].detach()).masked_fill(missed, torch.nan)
+                starts = replace(starts, condition=goals)
+            parts |= self._token_losses(starts, clips, read, frames)
         return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), contexts.new_zeros(())), **parts}
 
     def _vectors_and_codes(self, clips: TokenClips) -> Tensor:
@@ -272,7 +291,7 @@ class PredictorObjective(nn.Module):
         steps = torch.arange(1, max(self.sampling.horizons) + 1, device=row.device)
         ahead = None if actions is None else actions[row[:, None], anchor[:, None] + steps]
         visible = targets.codes, shown
-        return self.predictor.predict(starts.contexts, targets.last, starts.horizon, ahead, None, visible)
+        return self.predictor.predict(starts.contexts, targets.last, starts.horizon, ahead, starts.condition, visible)
 
     def _motion_weights(self, vectors: Tensor) -> Tensor:
         """`[B, T, h, w]`, about 1 on average: more for what departs from its clip's mean."""

@@ -57,7 +57,8 @@ def make_objective(
         latent = LatentObjective(targets, model.predictor.context_dim, model.action_dim)
     sampling = ClipSampling(settings.samples, settings.horizons, settings.token_predictions, settings.foreground_weight)
     distance = PerceptualDistance().to(device) if weights.perceptual else None
-    return PredictorObjective(model.predictor, weights, sampling, latent, distance)
+    goal = model.standardize if settings.condition == "goal" else None
+    return PredictorObjective(model.predictor, weights, sampling, latent, distance, goal)
 
 
 def clip_batch(

@@ -16,12 +16,13 @@ from perceiver_obs.reporting.page import Comparison, Figure, Section
 from perceiver_obs.reporting.sections import curve_figures
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.loop import Outcome, seed_step
-from perceiver_obs.training.quality import NextTokenBaselines, to_uint8, token_accuracies, used_share
+from perceiver_obs.training.quality import NextTokenBaselines, psnr, to_uint8, token_accuracies, used_share
 from perceiver_obs.training.token_cache import TokenCache
 from perceiver_obs.training.tokenizer_evaluation import reconstruct_held_out, tokenizer_figures
 
 CLIPS_AT_ONCE = 16
 LONGER = 10  # times the steps, where a baseline predicts better
+GOAL_CLIPS = 16
 STRIPS = 3
 STRIP_FRAMES = 16
 BASELINE_EPISODES = 200
@@ -57,6 +58,7 @@ class PredictorEvaluation:
         held_out: the clips to evaluate on.
         num_clips: how many of them.
         shows_tokenizer: whether the section has its reconstructions and code usage too, as no run of its own does.
+        has_goals: whether it was trained to predict towards goals.
     """
 
     def __init__(
@@ -67,9 +69,10 @@ class PredictorEvaluation:
         held_out: RolloutClips,
         num_clips: int,
         shows_tokenizer: bool = False,
+        has_goals: bool = False,
     ):
         self.model, self.cache, self.num_clips = model, cache, num_clips
-        self.shows_tokenizer = shows_tokenizer
+        self.shows_tokenizer, self.has_goals = shows_tokenizer, has_goals
         self.baselines = NextTokenBaselines(model.tokenizer.num_codes)
         for dataset, episodes in enumerate(clips.episodes):
             for episode in episodes[: max(1, BASELINE_EPISODES // len(clips.episodes))]:
@@ -79,6 +82,8 @@ class PredictorEvaluation:
         strip_length = min(self.num_seen + STRIP_FRAMES, shortest)
         self.clips = held_out.of_length(self.num_seen + 1)
         self.strips = held_out.of_length(strip_length)
+        farthest = held_out.index.clip_length - 1  # of a goal in training
+        self.goals = held_out.of_length(min(self.num_seen + farthest, strip_length))
 
     @torch.no_grad()
     def accuracies(self, device: torch.device) -> dict[str, float]:
@@ -108,6 +113,26 @@ class PredictorEvaluation:
         )
         return [Continuation(*pair) for pair in zip(frames.transpose(0, 1, 3, 4, 2), to_uint8(future))]
 
+    @torch.no_grad()
+    def towards_goals(self, device: torch.device) -> tuple[float, float]:
+        """How near to its goal a continuation ends: with the goal as condition, and without. Actions are not given.
+
+        The goal is the last frame of a held-out clip. PSNR in dB of the continuation's last frame against it, over the
+        pixels in which it differs from the last frame that the model saw.
+        """
+        places = self.goals.index.draw(GOAL_CLIPS, seed=2, step=0)
+        video = torch.from_numpy(self.goals.frames(places)).to(device)
+        seen, goal = video[:, : self.num_seen], video[:, -1] / 255
+        context = self.model.extract_context(video, self._actions(self.goals, places, device))[:, -1]
+        moves = (video[:, -1] != seen[:, -1]).any(1, keepdim=True).expand_as(goal)
+        num_frames = video.shape[1] - self.num_seen
+        ends = [
+            self.model.generate(seen, num_frames, temperature=0.0, condition=condition)[:, -1]
+            for condition in (context, None)
+        ]
+        with_goal, without = (psnr(float((end - goal)[moves].square().mean())) for end in ends)
+        return with_goal, without
+
     def _actions(self, clips: RolloutClips, places: Sequence, device: torch.device) -> Tensor | None:
         return torch.from_numpy(clips.actions(places)).to(device) if self.model.action_dim else None
 
@@ -131,6 +156,9 @@ class PredictorEvaluation:
             if f"model{kind}" in scores
             for best, label in [_best_baseline(scores, kind)]
         )
+        if self.has_goals:
+            name = "PSNR in dB of the last frame of a continuation against its goal"
+            comparisons += (Comparison(name, *self.towards_goals(device), "without the goal", ".1f", longer),)
         figures = [
             Figure(
                 f"future_{number + 1}",

@@ -157,6 +157,9 @@ class TrainPredictorSettings(RunSettings):
     """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
     read_actions: bool = True
     """Read the actions that led to each frame, and predict under those to come."""
+    condition: Literal["goal"] | None = None
+    """What predictions are conditioned on beside actions: "goal", the context of a later frame of the same episode, so
+    that `generate --goal` continues towards a frame."""
     horizons: tuple[int, ...] = (1, 2, 3)
     """Steps ahead to predict tokens, drawn evenly."""
     cross_entropy_weight: float = 0.1

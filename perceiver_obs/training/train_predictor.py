@@ -109,7 +109,13 @@ class PredictorStage(Stage):
             accelerator.print(take_up_heads(self.module.latent, self.made_from))
         self.module.fit(self.clips, self.groups, settings.seed, self.states)
         self.evaluation = PredictorEvaluation(
-            self.model, self.cache, self.clips, self.held_out, settings.evaluation_clips, begun is not None
+            self.model,
+            self.cache,
+            self.clips,
+            self.held_out,
+            settings.evaluation_clips,
+            shows_tokenizer=begun is not None,
+            has_goals=settings.condition == "goal",
         )
 
     def _build_model(
@@ -135,6 +141,7 @@ class PredictorStage(Stage):
             dropout=settings.dropout,
             timescales=settings.timescales,
             action_dim=action_dim if settings.read_actions else None,
+            condition_dim=settings.num_latent_channels if settings.condition == "goal" else None,
         )
         model.frame_contract = training_contract(contract.to_json(), settings, begun)
         model.tokenizer.requires_grad_(False)
@@ -180,4 +187,7 @@ class PredictorStage(Stage):
             actions = torch.from_numpy(clips.actions(places)).to(device) if self.settings.read_actions else None
             contexts.append(self.model.extract_context(video, actions)[:, num_partial:].flatten(0, 1))
         first_timescale = torch.cat(contexts)[:, : len(self.model.context_mean)]
-        self.model.set_context_statistics(first_timescale.mean(0), first_timescale.std(0))
+        mean, scale_before = first_timescale.mean(0), self.model.context_scale.clone()
+        self.model.set_context_statistics(mean, first_timescale.std(0))
+        if self.settings.condition == "goal":
+            self.model.predictor.future.standardize_condition(mean, self.model.context_scale / scale_before)

@@ -26,7 +26,7 @@ def test_an_environment_gets_a_model_and_the_line_that_wraps_it(tmp_path, capsys
     assert len(RolloutDataset(out / "data")) == plan["episodes"] >= 8
     assert (out / "probe" / "probe.json").is_file()
     page = (out / "report.html").read_text()
-    assert all(heading in page for heading in ("Tokenizer", "Predictor", "State probe", "LongerTinyWorld"))
+    assert all(heading in page for heading in ("Tokenizer", "Predictor", "Probe", "LongerTinyWorld"))
 
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert main(command.split()) == 0

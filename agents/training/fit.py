@@ -13,7 +13,6 @@ from agents.training.settings import FitSettings
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.env_settings import EnvSettings
-from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
@@ -35,7 +34,7 @@ PROBE_EPISODES = 40
 def fit(settings: FitSettings) -> Path:
     """Collects, trains and judges a Perceiver for an environment, and returns the model's directory.
 
-    In `out` it leaves `data/`, `tokenizer/`, `model/`, `probe/` where a state is known, and `report.html`. Run again,
+    In `out` it leaves `data/`, `tokenizer/`, `model/`, `probe/` and `report.html`. Run again,
     it goes on where it was stopped; what is finished is not made again.
 
     Raises:
@@ -57,19 +56,9 @@ def fit(settings: FitSettings) -> Path:
         _train(train_tokenizer, tokenizer, "tokenizer", TOKENIZER * settings.minutes, plan)
         predictor = replace(predictor, tokenizer=tokenizer.out)
     _train(train_predictor, predictor, "model", share * settings.minutes, plan)
-    if all(RolloutDataset(path).meta["state_names"] for path in data):
-        if not (settings.out / "probe" / "probe.json").is_file():
-            probe(
-                ProbeSettings(
-                    str(model),
-                    tuple(data),
-                    out=str(settings.out / "probe"),
-                    max_episodes=PROBE_EPISODES,
-                    seed=settings.seed,
-                )
-            )
-    else:
-        print("fit: no state is known of this environment, so none is probed; see next tokens beside copying instead")
+    judged = settings.out / "probe"
+    if not (judged / "probe.json").is_file():
+        probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=PROBE_EPISODES, seed=settings.seed))
     report(ReportSettings(out=str(settings.out), title=settings.env_name))
     print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
     return model

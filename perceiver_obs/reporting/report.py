@@ -24,7 +24,7 @@ from perceiver_obs.reporting.policies import (
 from perceiver_obs.reporting.sections import load_section
 from perceiver_obs.settings import read_json
 
-ORDER = ("Tokenizer", "Predictor", "Generated future", "State probe")
+ORDER = ("Tokenizer", "Predictor", "Generated future", "Probe")
 LONGEST_PAUSE = 600  # seconds without a new file that still count as work
 LONG = 100_000  # frames, as of DMControl-100k
 NEXT = 3
@@ -88,7 +88,10 @@ def _collected(out: Path) -> list[str]:
 def _page(title: str, out: Path, policies: Sequence[PolicyRun], sections: Sequence[Section]) -> Page:
     page = Page(title, sections, subtitle=_when(out), commands=next_commands(out, policies)[:NEXT])
     if not policies:
-        return page
+        judging = next((section for section in sections if section.verdict), None)
+        if judging is None:
+            return page
+        return replace(page, verdict=judging.verdict, is_worse=any(each.is_worse for each in judging.comparisons))
     ours, rival = rivals(policies)
     film = None
     if ours.film is not None:

@@ -13,6 +13,7 @@ from agents.training.settings import FitSettings
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.env_settings import EnvSettings
+from perceiver_obs.data.rollouts import whole_episodes
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
@@ -27,7 +28,7 @@ from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
 TRIAL = 0.1  # share of a training's time in which its rate is measured
-FIRST_EPISODES = 8
+FIRST_EPISODES = 4  # their rate says how many there will be
 PROBE_EPISODES = 40
 
 
@@ -107,21 +108,20 @@ def _collected(settings: FitSettings, plan: _Plan) -> Path:
         "out": str(out),
     }
 
-    def collect_so_many(episodes: int) -> None:
-        collect(CollectSettings(**shared, **arguments, episodes=episodes))
+    def collect_up_to(episodes: int, max_minutes: float | None = None) -> int:
+        return len(collect(CollectSettings(**shared, **arguments, episodes=episodes, max_minutes=max_minutes)))
 
-    episodes = plan.get("episodes")
-    if episodes is not None:
-        collect_so_many(episodes)
+    if (planned := plan.get("episodes")) is not None:
+        collect_up_to(planned)
         return out
-    deadline = time.monotonic() + 60 * COLLECTING * settings.minutes
-    episodes, further = 0, FIRST_EPISODES
-    while further > 0:
-        began = time.monotonic()
-        collect_so_many(episodes + further)
-        episodes += further
-        left, rate = deadline - time.monotonic(), further / max(time.monotonic() - began, 1e-3)
-        further = min(int(left * rate), 2 * episodes)
+    left, further, max_minutes = 60 * COLLECTING * settings.minutes, FIRST_EPISODES, None
+    episodes = len(whole_episodes(out))
+    while further >= FIRST_EPISODES:
+        began, before = time.monotonic(), episodes
+        episodes = collect_up_to(episodes + further, max_minutes)
+        seconds = time.monotonic() - began
+        left -= seconds
+        further, max_minutes = int(left * (episodes - before) / seconds), left / 60
     plan.set("episodes", episodes)
     return out
 

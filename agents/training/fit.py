@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.reporting.metrics import read_lines
-from perceiver_obs.reporting.report import ReportSettings, report
+from perceiver_obs.reporting.report import FIT_FILE, NEXT_COMMAND, ReportSettings, report
 from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.settings import RunSettings, TrainPredictorSettings, TrainTokenizerSettings
@@ -27,6 +28,7 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
+MOST_STEPS = 1_000_000
 TRIAL = 0.1  # share of a training's time in which its rate is measured
 FIRST_EPISODES = 4  # their rate says how many there will be
 PROBE_EPISODES = 40
@@ -59,10 +61,19 @@ def fit(settings: FitSettings) -> Path:
     _train(train_predictor, predictor, "model", share * settings.minutes, plan)
     judged = settings.out / "probe"
     if not (judged / "probe.json").is_file():
+        print(f"fit: {judged}: what the contexts carry", flush=True)
         probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=PROBE_EPISODES, seed=settings.seed))
     report(ReportSettings(out=str(settings.out), title=settings.env_name))
     print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
+    print(f"or train a policy in it:\n    {policy_command(settings, model)}")
     return model
+
+
+def policy_command(settings: FitSettings, model: Path) -> str:
+    """The command that trains a policy on the model's contexts; `--total-frames` may be raised later."""
+    length = ["--total-frames", "20000", "--eval-every", "2000"]
+    out = ["--out", str(settings.out / "policy")]
+    return shlex.join(["perceiver-obs", "train-policy", *settings.options, "--model", str(model), *out, *length])
 
 
 def wrapping_line(settings: FitSettings, model: Path) -> str:
@@ -82,8 +93,12 @@ class _Plan:
     """What the time allows, by stage: decided once, so that a run that was stopped goes on with the same."""
 
     def __init__(self, settings: FitSettings) -> None:
-        self._file = settings.out / "fit.json"
-        self._content: dict[str, Any] = {"settings": settings_to_dict(settings), "plan": {}}
+        self._file = settings.out / FIT_FILE
+        self._content: dict[str, Any] = {
+            "settings": settings_to_dict(settings),
+            NEXT_COMMAND: policy_command(settings, settings.out / "model"),
+            "plan": {},
+        }
         if self._file.is_file():
             self._content = read_json(self._file)
             check_same_settings(self._content["settings"], settings, str(settings.out))
@@ -114,6 +129,7 @@ def _collected(settings: FitSettings, plan: _Plan) -> Path:
     if (planned := plan.get("episodes")) is not None:
         collect_up_to(planned)
         return out
+    print(f"fit: {out}: {COLLECTING * settings.minutes:.3g} minutes of episodes", flush=True)
     left, further, max_minutes = 60 * COLLECTING * settings.minutes, FIRST_EPISODES, None
     episodes = len(whole_episodes(out))
     while further >= FIRST_EPISODES:
@@ -131,7 +147,12 @@ def _train(training: Callable[[Any], object], settings: RunSettings, stage: str,
     run = RunDirectory(settings.out, settings)
     steps = plan.get(stage)
     if steps is None:
-        training(replace(settings, steps=1_000_000, max_minutes=TRIAL * minutes, evaluation_clips=16))
+        print(f"fit: {run.path}: {minutes:.3g} minutes, of which a tenth says how many steps these are", flush=True)
+        began, trial = time.monotonic(), TRIAL * minutes
+        training(replace(settings, steps=MOST_STEPS, max_minutes=trial, evaluation_clips=16))
+        aside = (time.monotonic() - began) / 60 - trial  # encoding frames, evaluations, pictures
+        left = max(minutes / 2, minutes - trial - aside)
         done = max(row["step"] for row in read_lines(run.metrics))
-        steps = plan.set(stage, max(done + 1, int(done / TRIAL)))
+        steps = plan.set(stage, done + max(1, int(done * left / trial)))
+    print(f"fit: {run.path}: {steps:,} steps", flush=True)
     training(replace(settings, steps=steps, max_minutes=1.2 * minutes))

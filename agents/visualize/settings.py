@@ -37,6 +37,8 @@ class SeenEnvSettings:
     None: as for action_repeat, else smooth."""
     camera: int | str | None = None
     """For tasks. Name or number of one of the task's cameras. None: as for action_repeat, else the customary one."""
+    model: str = "dmc-small"
+    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
 
     @property
     def env_name(self) -> str:
@@ -51,8 +53,6 @@ class WatchSettings(SeenEnvSettings):
 
     task: Annotated[Positional[str], arg(metavar="[TASK]")] = "walker-walk"
     """Task of the dm_control suite, as domain-task."""
-    model: str = "dmc-small"
-    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
     policy: str = "correlated"
     """What acts: "random", "correlated", a directory or zip of train-policy, or a "module:Class" of your own.
     Also the .zip of any other SB3 policy on states or pixels. Load only what you trust: these hold pickles."""

@@ -88,10 +88,9 @@ def test_a_model_continues_a_fresh_episode(model, tmp_path, actions):
     np.testing.assert_array_equal(episode.pixels, frames)
 
 
-def test_an_episode_is_recorded_or_fresh(model, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(f"generate --env {WORLD} --data {tmp_path} --model {model}".split())
-    assert "one of data or a fresh one of env" in capsys.readouterr().err
+def test_an_episode_is_recorded_or_fresh():
+    with pytest.raises(ValueError, match="one of data or a fresh one of env, got 'runs/data' and 'Pendulum-v1'"):
+        GenerateSettings(env="Pendulum-v1", data="runs/data")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from agents.training.settings import FitSettings
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.env_settings import EnvSettings
-from perceiver_obs.data.rollouts import whole_episodes
+from perceiver_obs.data.rollouts import RolloutDataset, whole_episodes
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
@@ -31,7 +31,7 @@ COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe 
 MOST_STEPS = 1_000_000
 TRIAL = 0.1  # share of a training's time in which its rate is measured
 FIRST_EPISODES = 4  # their rate says how many there will be
-PROBE_EPISODES = 40
+PROBE_FRAMES, PROBE_EPISODES = 6000, 8  # about so many frames are fitted on, and no fewer episodes
 
 
 def fit(settings: FitSettings) -> Path:
@@ -62,7 +62,9 @@ def fit(settings: FitSettings) -> Path:
     judged = settings.out / "probe"
     if not (judged / "probe.json").is_file():
         print(f"fit: {judged}: what the contexts carry", flush=True)
-        probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=PROBE_EPISODES, seed=settings.seed))
+        lengths = [length for path in data for length in RolloutDataset(path).lengths]
+        episodes = max(PROBE_EPISODES, PROBE_FRAMES * len(lengths) // sum(lengths))
+        probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=episodes, seed=settings.seed))
     report(ReportSettings(out=str(settings.out), title=settings.env_name))
     print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
     print(f"or train a policy in it:\n    {policy_command(settings, model)}")

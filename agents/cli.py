@@ -70,14 +70,14 @@ JOBS = {
         "compare contexts with baselines on DMControl-100k",
     ),
     "generate": Job(
-        "perceiver_obs.evaluation.settings:GenerateSettings",
-        "perceiver_obs.evaluation.generate:generate",
+        "agents.visualize.settings:GenerateSettings",
+        "agents.visualize.generate:generate",
         "continue an episode: a picture and a GIF",
     ),
     "probe": Job(
         "perceiver_obs.evaluation.settings:ProbeSettings",
         "perceiver_obs.evaluation.probe:probe",
-        "measure how much of the state contexts carry",
+        "measure how much of the state and the reward contexts carry",
     ),
     "watch": Job(
         "agents.visualize.settings:WatchSettings",

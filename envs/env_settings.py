@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from envs.dmc.environment import DmcEnv, RenderQuality
@@ -13,11 +13,9 @@ _OF_ANY = ("env_kwargs", "frames_from", "fit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSettings:
-    """A dm_control task, or any Gymnasium environment."""
+class OwnEnvSettings:
+    """Any Gymnasium environment, and where its frames come from."""
 
-    task: str = "walker-walk"
-    """Task of the dm_control suite, as domain-task. For any other environment: --env."""
     env: str | None = None
     """Id of any Gymnasium environment instead of a task, such as "Pendulum-v1"; "module:ID" imports a module that
     registers it."""
@@ -30,6 +28,14 @@ class EnvSettings:
     """How frames of --env that are not square become so: with black bars (letterbox), or cut to the middle (crop)."""
     size: int = 64
     """Height and width of the frames, pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings(OwnEnvSettings):
+    """A dm_control task, or any Gymnasium environment."""
+
+    task: str = "walker-walk"
+    """Task of the dm_control suite, as domain-task. For any other environment: --env."""
     action_repeat: int | Literal["planet"] | None = None
     """Environment steps that an action lasts, for tasks control steps; "planet" is the DMControl-100k table.
     None: for tasks that table, and 2 where it has none; 1 with --env. Keep to what the model was trained with."""
@@ -43,6 +49,17 @@ class EnvSettings:
     def env_name(self) -> str:
         """The environment's id, or the task."""
         return self.env or self.task
+
+    @property
+    def options(self) -> list[str]:
+        """The options of the command line that name the environment: what is not as by default, and what it is."""
+        options = [] if self.env is not None else ["--task", self.task]
+        for field in fields(EnvSettings):
+            value = getattr(self, field.name)
+            if field.name != "task" and _plain(value) != _plain(field.default):
+                values = value if isinstance(value, tuple | list) else [value]
+                options += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+        return options
 
     def make_env(
         self, *, state_in_info: bool, render_quality: RenderQuality | None = None
@@ -76,6 +93,11 @@ class EnvSettings:
             action_repeat=self.action_repeat,
             state_in_info=state_in_info,
         )
+
+
+def file_name(env_name: str) -> str:
+    """A task or an environment's id without its module, and without directories: "ALE/Pong-v5" is one id."""
+    return env_name.rpartition(":")[2].replace("/", "-")
 
 
 def _plain(value: object) -> object:

@@ -264,7 +264,7 @@ def line(tmp_path_factory) -> Path:
 
 def test_every_command_leaves_its_results(line):
     page = (line / "report.html").read_text()
-    for title in ("Tokenizer", "Predictor", "State probe", "Generated future", "What to run next"):
+    for title in ("Tokenizer", "Predictor", "Probe", "Generated future", "What to run next"):
         assert f"<h2>{title}</h2>" in page
     assert "<h3>Returns</h3>" in page
     assert (line / "fresh" / "future.gif").stat().st_size > 0

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from envs import CollectionError, CollectSettings, RolloutDataset, RolloutError, collect, make_dmc
 from envs.collection.named_policies import make_policy
 from envs.collection.policies import CorrelatedNoise, PolicyContext
+from envs.collection.pool import Worker, WorkerPool
 from envs.collection.sb3_policy import algorithm_class
 from envs.collection.settings import make_collection_env
 from envs.collection.worker import play_episode
@@ -43,6 +44,29 @@ def context(env):
 def collected(tmp_path_factory) -> RolloutDataset:
     """Four episodes by the usual settings, to look at and to copy."""
     return collect(settings(tmp_path_factory.mktemp("collected") / "data", episodes=4), progress=False)
+
+
+class InstantWorker(Worker):
+    """Plays an episode in 10 ms."""
+
+    def __init__(self, number, messages):
+        super().__init__(f"worker {number}")
+        self.messages = messages
+        messages.put((self, {"ready": True}))
+
+    def play(self, episode):
+        time.sleep(0.01)
+        self.messages.put((self, {"done": episode, "frames": 1}))
+
+    def stop(self):
+        self.stopped = True
+        self.messages.put((self, None))
+
+    def kill(self):
+        pass
+
+    def failure_message(self):
+        return ""
 
 
 # What is collected
@@ -106,6 +130,14 @@ def test_only_what_is_missing_is_collected(collected, tmp_path):
     assert files(path) == files(collected.path)
     assert not list((path / "episodes").glob(".*"))
     assert kept.stat().st_mtime_ns == written
+
+
+def test_no_episode_is_begun_when_time_is_up():
+    done = []
+    pool = WorkerPool(InstantWorker, 2, stall_seconds=60)
+    assert pool.play(range(1000), lambda frames: None, lambda index, _: done.append(index), max_minutes=0.1 / 60) == {}
+    assert 1 <= len(done) < 30
+    assert sorted(done) == list(range(len(done)))
 
 
 def test_two_collections_of_one_dataset_make_it_together(collected, tmp_path):

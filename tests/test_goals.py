@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny_runs import predictor_settings, rollout_meta, tokenizer_settings
 
+from agents.visualize.generate import generate
+from agents.visualize.settings import GenerateSettings
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.rollouts import RolloutWriter
-from perceiver_obs.evaluation.generate import generate
-from perceiver_obs.evaluation.settings import GenerateSettings
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
@@ -79,8 +79,8 @@ def test_the_report_and_the_command_take_the_goal(two_ways, tmp_path):
     assert "against its goal" in facts
     for number, to_the_right in ((0, True), (2, False)):
         settings = GenerateSettings(
-            str(two_ways / "model"),
-            str(two_ways / "data"),
+            model=str(two_ways / "model"),
+            data=str(two_ways / "data"),
             out=str(tmp_path / str(number)),
             episode=number,
             num_context_frames=STAYS,
@@ -93,6 +93,6 @@ def test_the_report_and_the_command_take_the_goal(two_ways, tmp_path):
 
 
 def test_a_model_without_goals_says_so(tmp_path):
-    settings = GenerateSettings("dmc-small", None, out=str(tmp_path), goal=True, num_frames=2, device="cpu")
+    settings = GenerateSettings(model="dmc-small", out=str(tmp_path), goal=True, num_frames=2, device="cpu")
     with pytest.raises(ValueError, match="condition_dim=None"):
         generate(settings)

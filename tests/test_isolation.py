@@ -14,6 +14,8 @@ from tiny_models import SIZE, small_frames_model
 from tiny_runs import predictor_settings, tokenizer_settings
 
 from agents import PerceiverFeaturesExtractor, VecPerceiverContext, add_rollouts
+from agents.visualize.generate import generate
+from agents.visualize.settings import GenerateSettings
 from agents.wrappers.vec_pca import VecFramePCA
 from envs import make_dmc
 from envs.collection.policies import PolicyContext
@@ -28,9 +30,8 @@ from perceiver_obs import (
 from perceiver_obs.context_encoder import _load_shared
 from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.evaluation.frame_pca import FramePCA
-from perceiver_obs.evaluation.generate import generate
 from perceiver_obs.evaluation.probe import probe
-from perceiver_obs.evaluation.settings import GenerateSettings, ProbeSettings
+from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.objectives.perceptual import PerceptualDistance
 from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer

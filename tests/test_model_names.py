@@ -6,10 +6,11 @@ import pytest
 from drawn_env import DrawnEnv
 from tiny_models import tiny_model
 
+from agents.visualize.generate import generate
+from agents.visualize.settings import GenerateSettings
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
-from perceiver_obs.evaluation.generate import generate
 from perceiver_obs.evaluation.probe import probe
-from perceiver_obs.evaluation.settings import GenerateSettings, ProbeSettings
+from perceiver_obs.evaluation.settings import ProbeSettings
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import small_frames_model
 from tiny_worlds import ACTIONS
@@ -12,7 +13,10 @@ from tiny_worlds import ACTIONS
 from agents.cli import main
 from agents.policies.algorithms import fitting_algorithm
 from agents.training.policy_files import PolicyRecord
-from envs import RolloutDataset
+from agents.visualize.episodes import play_at_random
+from agents.visualize.settings import GenerateSettings
+from envs import RolloutDataset, make_env
+from perceiver_obs import ActionEncoding, CausalPerceiverIO
 
 WORLD = "tiny_worlds:TinyWorld-v0"
 RETURN = "return 21.0 ± 0.0 over 2 episodes"  # 1 + 2 + … + 6, whatever it does
@@ -66,6 +70,27 @@ def test_a_saved_policy_of_choices_collects(model, tmp_path):
     line = f"collect --env {WORLD} --env-kwargs actions=discrete --size 32 --out {out} --episodes 1 --workers 1"
     assert main([*line.split(), "--policy", str(tmp_path / "policy" / "policy.zip")]) == 0
     assert RolloutDataset(out)[0].policy == "sb3:policy.zip"
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_a_model_continues_a_fresh_episode(model, tmp_path, actions):
+    out = tmp_path / "future"
+    line = f"generate --env {WORLD} --env-kwargs actions={actions} --model {model} --out {out} --seed 3 --device cpu"
+    assert main(f"{line} --num-context-frames 3 --num-frames 4".split()) == 0
+    assert (out / "future.gif").stat().st_size > 0
+    kwargs = [f"actions={actions}"]
+    settings = GenerateSettings(env=WORLD, env_kwargs=tuple(kwargs), seed=3)
+    episode = play_at_random(settings, CausalPerceiverIO.from_pretrained(model), 7)
+    env = make_env(WORLD, kwargs, size=32)
+    frames = [env.reset(seed=episode.seed)[0]]
+    for action in ActionEncoding.from_space(env.action_space).decode(episode.actions):
+        frames.append(env.step(np.asarray(action, env.action_space.dtype)[()])[0])
+    np.testing.assert_array_equal(episode.pixels, frames)
+
+
+def test_an_episode_is_recorded_or_fresh():
+    with pytest.raises(ValueError, match="one of data or a fresh one of env, got 'runs/data' and 'Pendulum-v1'"):
+        GenerateSettings(env="Pendulum-v1", data="runs/data")
 
 
 @pytest.mark.parametrize(

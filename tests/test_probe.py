@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from math import nan
 
 import numpy as np
 import pytest
@@ -14,16 +15,17 @@ from tiny_runs import write_dataset
 from perceiver_obs import CausalPerceiverIO
 from perceiver_obs.data.clips import leading_actions
 from perceiver_obs.data.data_record import read_data_record
-from perceiver_obs.data.rollouts import RolloutDataset, RolloutWriter
+from perceiver_obs.data.rollouts import Episode, RolloutDataset, RolloutWriter
 from perceiver_obs.data.splits import split_episodes
 from perceiver_obs.data.state_coordinates import StateCoordinates
 from perceiver_obs.evaluation.features import context_features, pca_features, random_model
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.probe_data import EpisodeList, ProbeSet, ProbeTask, probe_tasks
-from perceiver_obs.evaluation.probe_report import mean_r2, mean_r2_of_tasks, summary_tables
+from perceiver_obs.evaluation.probe_report import mean_r2, mean_r2_of_tasks, summary_tables, verdict
 from perceiver_obs.evaluation.regression import ProbeResult, Score, mlp, ridge, score
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.evaluation.supervision import Supervision, supervised_model, supervision_settings
+from perceiver_obs.evaluation.targets import rewards_around, state_targets
 from perceiver_obs.reporting.sections import load_section
 
 pytest_plugins = ("tiny_data",)
@@ -226,6 +228,68 @@ def test_a_state_that_is_a_linear_map_of_contexts_is_read_whole(tmp_path):
             assert min(scores) > 0.999 if result.features == "context" else max(scores) < 0.95
 
 
+def test_where_no_state_was_recorded_the_reward_is_read(tmp_path, capsys):
+    model = small_frames_model()
+    model.save_pretrained(tmp_path / "model")
+    bare = RolloutDataset(write_dataset(tmp_path / "bare", [40] * 8, action_size=1, size=32))
+    writer = RolloutWriter(tmp_path / "data", bare.meta)
+    weights = np.random.default_rng(0).normal(size=model.context_dim)
+    for number, (episode, each) in enumerate(zip(bare, context_features(model, torch.device("cpu"), "contexts")(bare))):
+        writer.write_episode(number, **{**vars(episode), "rewards": (each[1:] @ weights).astype(np.float32)})
+    options = {"model": str(tmp_path / "model"), "data": (str(tmp_path / "data"),), "device": "cpu", "seed": 1}
+    results = probe(ProbeSettings(**options, out=str(tmp_path / "out"), mlp=False))
+    context = results[0]
+    assert {name for result in results for name in result.scores} == {"reward/now", "reward/next_5"}
+    assert context.scores["reward/now"].r2 > 0.999
+    assert context.scores["reward/next_5"].r2 < 0.5  # frames of noise say nothing of what comes
+    means = [np.mean([score.r2 for score in result.scores.values()]) for result in results]
+    said = (
+        "Contexts beat PCA of 3 frames and random weights: "
+        f"rewards R² {means[0]:.2f} ({means[0] - means[1]:+.2f} to PCA of 3 frames, "
+        f"{means[0] - means[2]:+.2f} to random weights)."
+    )
+    assert f"probe: {said}\n" in capsys.readouterr().out
+    assert load_section(tmp_path / "out").verdict == said
+    assert "the reward the contexts of" in load_section(tmp_path / "out").summary
+    saved = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert [each["name"] for each in saved["tasks"]["noise"]["coordinates"]] == ["reward/now", "reward/next_5"]
+    assert "mean R² of rewards**" in (tmp_path / "out" / "probe.md").read_text()
+    with pytest.raises(ValueError, match="supervised_steps needs rollouts with states, those of noise have none"):
+        probe(ProbeSettings(**options, out=str(tmp_path / "supervised"), supervised_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("terminated", "rows"),
+    [
+        (False, [[nan, nan], [1, 3.5], [2, 4], [3, 4.5], [4, 5], [nan, nan]]),
+        (True, [[nan, nan], [1, 14 / 5], [2, 12 / 5], [3, 9 / 5], [4, 1], [5, 0]]),
+    ],
+)
+def test_rewards_around_a_frame(terminated, rows):
+    """Frame 1 of five steps: the first led to it, the others are ahead. After a task's end there are none."""
+    frames, rewards = np.zeros((6, 4, 4, 3), np.uint8), np.arange(1, 6, dtype=np.float32)
+    episode = Episode(frames, np.zeros((5, 1), np.float32), rewards, terminated, not terminated, 0, "any")
+    np.testing.assert_allclose(rewards_around(episode), rows)
+
+
+def result_of(features: str, **r2: float) -> ProbeResult:
+    scores = {f"{kind}/x": Score(value, 0.1, 1.0) for kind, value in r2.items()}
+    return ProbeResult("noise", "exploration", features, "MLP", scores)
+
+
+def test_the_verdict_names_what_contexts_do_not_beat():
+    context = result_of("context", position=0.9, reward=0.3)
+    pca, untrained = "PCA of 3 frames", "random weights"
+    results = [context, result_of(pca, position=0.5, reward=0.4), result_of(untrained, position=0.6, reward=-0.1)]
+    assert verdict(results) == (
+        "Contexts do not beat PCA of 3 frames in rewards: positions R² 0.90 (+0.40 to PCA of 3 frames, +0.30 to random "
+        "weights); rewards R² 0.30 (-0.10 to PCA of 3 frames, +0.40 to random weights)."
+    )
+    assert verdict([context]) == ""
+    still = [result_of(name, reward=nan) for name in ("context", pca, untrained)]
+    assert verdict(still).startswith("Nothing that is recorded varies")
+
+
 def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, capsys):
     lengths = [20, 20, 20]
     wild = write_dataset(tmp_path / "wild", lengths, action_size=1, size=32, states=True)
@@ -261,7 +325,7 @@ def test_probe_of_two_tasks_with_all_baselines(tiny_data, tiny_model, tmp_path, 
     mean = mean_r2_of_tasks(results, "exploration", "context", "MLP", "position/")
     assert mean == pytest.approx(np.mean(by_task))
     page = (tmp_path / "out" / "probe.md").read_text()
-    table = page.split("**Exploration, MLP: mean R² of positions / velocities**")[1].split("**")[0]
+    table = page.split("**Exploration, MLP: mean R² of positions / velocities / rewards**")[1].split("**")[0]
     assert re.search(rf"\| mean \| {mean:.2f} / ", table)
     assert f"| cartpole-swingup | {by_task[0]:.2f} / " in table
     printed = capsys.readouterr().out
@@ -315,7 +379,10 @@ def test_what_a_policy_holds_nearly_still_has_an_error_and_no_r2(tiny_model, tmp
     calm = write_dataset(tmp_path / "calm", lengths, action_size=1, size=32, states=True, spread=spread)
     settings = ProbeSettings(str(tiny_model), (str(wild),), (str(calm),), str(tmp_path / "out"), device="cpu")
     for result in probe(settings):
-        for each in result.scores.values():
+        for name, each in result.scores.items():
+            if name.startswith("reward/"):
+                assert np.isnan(each.r2)  # there is none in this noise
+                continue
             assert np.isfinite(each.r2) == (judged or result.episodes == "exploration")
             assert np.isfinite(each.rmse)
     page = (tmp_path / "out" / "probe.md").read_text()
@@ -335,7 +402,9 @@ def test_twin_limbs_have_a_table_of_their_own(tmp_path):
     names = ["position/rootz", *(f"{kind}/{limb}" for kind in ("position", "velocity") for limb in limbs)]
     coordinates = StateCoordinates(names, "walker-walk")
     empty = EpisodeList([])
-    task = ProbeTask("walker-walk", coordinates, (ProbeSet("exploration", (), empty, empty, empty, empty),))
+    task = ProbeTask(
+        "walker-walk", state_targets(coordinates), (ProbeSet("exploration", (), empty, empty, empty, empty),)
+    )
     r2 = {
         "position/rootz": 0.5,
         "position/right+left_hip": 0.9,
@@ -359,7 +428,6 @@ def test_twin_limbs_have_a_table_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("data", "on_policy", "message"),
     [
-        (["blind"], [], "without states"),
         (["few"], [], "at least 3"),
         (["noise"], ["few"], "at least 3"),
         (["noise"], ["cartpole"], "on-policy episodes of cartpole-swingup, but no exploration"),
@@ -370,7 +438,6 @@ def test_twin_limbs_have_a_table_of_their_own(tmp_path):
     ],
 )
 def test_datasets_that_cannot_be_probed_are_named(tiny_data, tmp_path, data, on_policy, message):
-    write_dataset(tmp_path / "blind", [4, 4, 4])
     write_dataset(tmp_path / "few", [4, 4], states=True)
     write_dataset(tmp_path / "noise", [4, 4, 4], states=True)
     odd = write_dataset(tmp_path / "odd", [4, 4, 4], states=True) / "meta.json"

@@ -80,7 +80,7 @@ def test_page_holds_everything_itself_and_escapes_text():
 @pytest.mark.parametrize(("value", "baseline", "marks"), [(0.11, 0.21, 1), (0.21, 0.21, 1), (0.3, 0.21, 0)])
 def test_numbers_no_better_than_a_baseline_are_marked_with_what_to_try(value, baseline, marks):
     compared = Comparison("velocities", value, baseline, "random weights", ".2f", "perceiver-obs do-more")
-    page = Page("x", [Section("State probe", "…", comparisons=(compared,))])
+    page = Page("x", [Section("Probe", "…", comparisons=(compared,))])
     html = page.html()
     assert html.count("worse than the baseline") == html.count('<div class="worse">') == marks
     assert html.count("perceiver-obs do-more") == marks
@@ -117,7 +117,7 @@ def make_policy(directory, returns, learned_from=({"name": "data"},), **settings
 
 
 def test_report_of_runs_within_a_directory_is_in_order_and_begins_with_the_policy(tmp_path, capsys):
-    for name, title in (("a", "State probe"), ("b", "Predictor"), ("c", "Tokenizer")):
+    for name, title in (("a", "Probe"), ("b", "Predictor"), ("c", "Tokenizer")):
         save_section(tmp_path / name, Section(title, "…"))
     (tmp_path / "data").mkdir()
     policy = make_policy(tmp_path / "policy", [100.0, 300.0])
@@ -127,12 +127,12 @@ def test_report_of_runs_within_a_directory_is_in_order_and_begins_with_the_polic
     assert str(path) in capsys.readouterr().out
     html = path.read_text()
     order = ["<h1>cartpole-swingup</h1>", 'class="verdict"', "data:image/gif", "Learning curves", "<h2>Tokenizer"]
-    order += ["<h2>Predictor", "<h2>State probe", "What to run next"]
+    order += ["<h2>Predictor", "<h2>Probe", "What to run next"]
     assert [html.index(each) for each in order] == sorted(html.index(each) for each in order)
     assert "300 ± 2" in html
     assert Structure(html).open == []
     chosen = report(ReportSettings(out=str(tmp_path), runs=(str(policy), str(tmp_path / "a")))).read_text()
-    assert "<h2>State probe" in chosen
+    assert "<h2>Probe" in chosen
     assert "<h2>Tokenizer" not in chosen
 
 

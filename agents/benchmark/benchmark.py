@@ -1,15 +1,16 @@
-"""`benchmark`: contexts beside their baselines on a suite of tasks, run by run, resumable at any time."""
+"""`benchmark`: contexts beside their baselines on a suite or in one environment, run by run, resumable at any time."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 
 from agents.benchmark.estimates import check_rliable
 from agents.benchmark.features import BenchmarkFeatures
 from agents.benchmark.report import write_report
 from agents.benchmark.results import Results, find_runs, read_run
 from agents.benchmark.settings import BenchmarkSettings
-from agents.benchmark.suite import METHODS, TASKS, RunKey
+from agents.benchmark.suite import METHODS, OF_THE_SUITE, Protocol, RunKey
 from agents.policies.frozen_perceiver import check_fingerprint
 from agents.training.policy_files import Checkpoints, RunInUse
 from agents.training.train_policy import train_policy
@@ -29,11 +30,12 @@ def benchmark(settings: BenchmarkSettings) -> Results:
         FileNotFoundError: no such model or rollouts.
         RuntimeError: rliable is not installed.
     """
+    settings = settings.placed()
     _check(settings)
     if not settings.report_only:
         keys = _plan(settings)
         features = BenchmarkFeatures(
-            settings.model, settings.data, settings.out, settings.device, settings.progress_bar
+            settings.model, settings.data, settings.out, settings.device, settings.progress_bar, settings
         )
         _check_features(settings, keys, features)
         for number, key in enumerate(keys, start=1):
@@ -46,9 +48,13 @@ def benchmark(settings: BenchmarkSettings) -> Results:
 
 
 def _check(settings: BenchmarkSettings) -> None:
-    check_rliable()
+    if settings.env is None:
+        check_rliable()
+        for name in {field.name for field in fields(Protocol)} - OF_THE_SUITE:
+            if getattr(settings, name) != getattr(Protocol, name):
+                raise ValueError(f"{name} works with --env only, got {getattr(settings, name)!r}")
     choices: dict[str, tuple[Sequence, Collection]] = {
-        "task": (settings.tasks, TASKS),
+        "task": (settings.tasks, settings.known_tasks),
         "method": (settings.methods, METHODS),
     }
     for kind, (chosen, known) in choices.items():
@@ -56,10 +62,10 @@ def _check(settings: BenchmarkSettings) -> None:
             raise ValueError(f"no {kind} was chosen; known are {', '.join(known)}")
         for name in chosen:
             if name not in known:
-                raise ValueError(f"unknown {kind} {name!r} of {settings.suite}; {near_matches(name, known)}")
+                raise ValueError(f"unknown {kind} {name!r} of {settings.name}; {near_matches(name, known)}")
     if not settings.seeds or min(settings.seeds) < 0:
         raise ValueError(f"seeds must be one or more numbers from 0 up, got {settings.seeds}")
-    Results.load(settings.results, settings.suite, settings)
+    Results.load(settings.results, settings.name, settings)
 
 
 def _check_features(settings: BenchmarkSettings, keys: Sequence[RunKey], features: BenchmarkFeatures) -> None:
@@ -76,7 +82,10 @@ def _check_features(settings: BenchmarkSettings, keys: Sequence[RunKey], feature
 
 def _plan(settings: BenchmarkSettings) -> list[RunKey]:
     """All runs in an order that gives something to compare early: by seed, task, method."""
-    methods = [name for name in METHODS if name in settings.methods]
+    left_out = {name: why for name, why in settings.left_out.items() if name in settings.methods}
+    for name, why in left_out.items():
+        print(f"benchmark: method {name!r} is left out of {settings.name}: {why}")
+    methods = [name for name in METHODS if name in settings.methods and name not in left_out]
     return [RunKey(method, task, seed) for seed in settings.seeds for task in settings.tasks for method in methods]
 
 
@@ -103,7 +112,7 @@ def _run(settings: BenchmarkSettings, key: RunKey, features: BenchmarkFeatures) 
 
 def _update(settings: BenchmarkSettings) -> Results:
     """Gathers all runs there are, and writes results and page."""
-    earlier = Results.load(settings.results, settings.suite, settings)
+    earlier = Results.load(settings.results, settings.name, settings)
     results = earlier.merge(find_runs(settings.out, settings))
     if not results.runs:
         raise ValueError(f"nothing to report: no finished run in {settings.out} or {settings.results}")

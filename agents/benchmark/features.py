@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from agents.benchmark.suite import Protocol
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.dmc.tasks import PLANET_ACTION_REPEAT, split_task
+from envs.env_settings import EnvSettings
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.data_record import describe_datasets, read_data_record, write_data_record
 from perceiver_obs.data.rollouts import RolloutDataset
@@ -30,17 +32,27 @@ class BenchmarkFeatures:
         out: directory of the benchmark's runs.
         device: where the Perceiver runs.
         progress: show a progress bar while rollouts are collected.
+        protocol: whose environments they are.
 
     Raises:
         ValueError: one of `data` holds no dataset.
     """
 
-    def __init__(self, model: str, data: Sequence[str], out: Path, device: str, progress: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        data: Sequence[str],
+        out: Path,
+        device: str,
+        progress: bool,
+        protocol: Protocol = Protocol(),  # noqa: B008 (it is frozen)
+    ) -> None:
         self.model = model
         self._given = [RolloutDataset(path) for path in data]
         self._out = out
         self._device = device
         self._progress = progress
+        self._protocol = protocol
 
     @cached_property
     def perceiver(self) -> CausalPerceiverIO:
@@ -86,12 +98,10 @@ class BenchmarkFeatures:
         if self._given:
             return self.given_rollouts(task)
         settings = CollectSettings(
-            task=task,
+            **self._protocol.env_settings(task),
             out=str(self._out / "rollouts" / task),
-            action_repeat="planet",
-            render_quality="smooth",
             policy="mixed",
-            random_init=True,
+            random_init=self._protocol.env is None,
             episodes=COLLECTED_EPISODES,
             max_steps=COLLECTED_STEPS,
         )
@@ -99,9 +109,7 @@ class BenchmarkFeatures:
 
     def given_rollouts(self, task: str) -> list[RolloutDataset]:
         """Those of the rollouts given that show a task as in the protocol; ValueError if some were, but none such."""
-        # Camera 0 is the customary one of all six tasks.
-        shown = Variant(task, PLANET_ACTION_REPEAT[split_task(task)[0]], camera=0, render_quality="smooth")
-        wanted = FrameContract(64, 3, (shown,))
+        wanted = self._shown(task)
         fitting = [each for each in self._given if not wanted.differences(each.frame_contract)]
         if self._given and not fitting:
             raise ValueError(
@@ -109,6 +117,15 @@ class BenchmarkFeatures:
                 "give one, or none at all to have rollouts collected"
             )
         return fitting
+
+    def _shown(self, task: str) -> FrameContract:
+        """How frames of a task are made in the protocol."""
+        if self._protocol.env is None:  # camera 0 is the customary one of all six tasks
+            variant = Variant(task, PLANET_ACTION_REPEAT[split_task(task)[0]], camera=0, render_quality="smooth")
+            return FrameContract(self._protocol.size, 3, (variant,))
+        env = EnvSettings(**self._protocol.env_settings(task)).make_env(state_in_info=False)
+        env.close()
+        return FrameContract.of(env.frame_contract)
 
 
 _ADVICE = "remove it and the runs on it, or choose another out directory"

@@ -1,21 +1,25 @@
-"""The page of a benchmark: tables and curves, made from the results alone."""
+"""The page of a suite's benchmark: tables and curves, made from the results alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from agents.benchmark.env_report import env_curves_picture, env_page_text
 from agents.benchmark.results import Results
-from agents.benchmark.suite import DRQ_AT_100K, METHODS, TASKS
-from agents.benchmark.tables import DRQ, Runs, aggregate_table, frames_table, returns_table, select
+from agents.benchmark.suite import DRQ_AT_100K, METHODS, SUITE, TASKS
+from agents.benchmark.tables import DRQ, Runs, aggregate_table, frames_table, models, returns_table, select, unfinished
 from perceiver_obs.files import write_atomic
 from perceiver_obs.reporting.plots import return_curves
 
 
 def write_report(results: Results, docs: Path, results_file: Path) -> Path:
     """Writes `SUITE.md` and `images/SUITE.png` into `docs`, the same for the same results; returns the page's path."""
-    write_atomic(docs / "images" / f"{results.suite}.png", curves_picture(results.runs))
+    of_suite = results.suite == SUITE
+    picture = curves_picture(results.runs) if of_suite else env_curves_picture(results.runs)
+    text = page_text(results, results_file) if of_suite else env_page_text(results, results_file)
+    write_atomic(docs / "images" / f"{results.suite}.png", picture)
     page = docs / f"{results.suite}.md"
-    write_atomic(page, page_text(results, results_file).encode())
+    write_atomic(page, text.encode())
     return page
 
 
@@ -76,23 +80,4 @@ One harness and one set of settings for every method: {protocol["algorithm"]} \
 {protocol["batch_size"]}, {protocol["learning_starts"]:,} random agent steps first, then one update an agent step, \
 {tuned}; PlaNet's action repeats, frames of {protocol["size"]}×{protocol["size"]} at \
 `render_quality="{protocol["render_quality"]}"`, an evaluation every {protocol["eval_every"]:,} control steps.
-{_models(runs)}{_unfinished(results)}"""
-
-
-def _models(runs: Runs) -> str:
-    """Which model made the contexts; a warning where runs with several were thrown together."""
-    read = [*select(runs, "context"), *select(runs, "adapted")]
-    names = {run.fingerprint or "": run.settings["model"] for run in read}
-    if not names:
-        return ""
-    listed = ", ".join(f"`{name}` (fingerprint `{fingerprint[:12]}`)" for fingerprint, name in sorted(names.items()))
-    if len(names) > 1:
-        return f"\n**The contexts are those of {len(names)} models, and their means mean little:** {listed}.\n"
-    return f"\nThe contexts are those of {listed}.\n"
-
-
-def _unfinished(results: Results) -> str:
-    if not results.unfinished:
-        return ""
-    lines = [f"- {run.key}: {run.frames:,} control steps so far" for run in results.unfinished]
-    return "\n## Not finished\n\nNot in the tables and curves above.\n\n" + "\n".join(lines) + "\n"
+{models(runs)}{unfinished(results)}"""

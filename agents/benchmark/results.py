@@ -37,7 +37,8 @@ class RunResult:
         fingerprint: of the model whose features the policy read, at first where it adapted; None where it read none.
         offline: frames spent before the policy began to learn (`control_steps`, `rendered`) and the `policies` that
             acted in them; None where the model does not tell.
-        curve: an entry an evaluation, with `frames`, `mean`, `std` and `returns`.
+        curve: an entry an evaluation, with `frames`, `mean`, `std` and `returns`; `seconds` of the run until then,
+            which runs of earlier versions do not tell.
         seconds: wall time, evaluations included.
         ended: when its last file was written, UTC in ISO 8601; None for one that is not finished.
         provenance: versions and machine.
@@ -124,7 +125,7 @@ def find_runs(root: Path, protocol: Protocol) -> list[RunResult]:
     """Every run of the suite's methods and tasks that has begun below `root`; raises as `read_run` does."""
     found = []
     for method in METHODS:
-        for task in TASKS:
+        for task in protocol.known_tasks:
             for directory in sorted((root / method / task).glob("seed-*")):
                 number = directory.name.removeprefix("seed-")
                 if number.isdecimal() and (run := read_run(root, RunKey(method, task, int(number)), protocol)):
@@ -152,11 +153,16 @@ def read_run(root: Path, key: RunKey, protocol: Protocol) -> RunResult | None:
         settings=record.settings,
         fingerprint=record.began_with,
         offline=_offline(key, record),
-        curve=[{"frames": p.frames, "mean": p.mean_return, "std": p.std_return, "returns": p.returns} for p in points],
+        curve=[_point(point) for point in points],
         seconds=round(points[-1].seconds, 1) if points else 0.0,
         ended=datetime.fromtimestamp(policy.stat().st_mtime, UTC).isoformat(timespec="seconds") if finished else None,
         provenance=record.provenance,
     )
+
+
+def _point(point: CurvePoint) -> dict[str, Any]:
+    values = {"frames": point.frames, "mean": point.mean_return, "std": point.std_return, "returns": point.returns}
+    return {**values, "seconds": round(point.seconds, 1)}
 
 
 def _reaches(points: list[CurvePoint], total_frames: int) -> bool:
@@ -171,4 +177,8 @@ def _offline(key: RunKey, record: PolicyRecord) -> dict[str, Any] | None:
 
 def _sorted(runs: Iterable[RunResult]) -> tuple[RunResult, ...]:
     methods = list(METHODS)
-    return tuple(sorted(runs, key=lambda run: (methods.index(run.method), TASKS.index(run.task), run.seed)))
+
+    def place(run: RunResult) -> tuple[int, int, int]:
+        return methods.index(run.method), TASKS.index(run.task) if run.task in TASKS else 0, run.seed
+
+    return tuple(sorted(runs, key=place))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.policies.algorithms import algorithm_class, fitting_algorithm
 from agents.training.settings import Observation, TrainPolicySettings
+from envs.env_settings import EnvSettings, OwnEnvSettings, file_name
 from perceiver_obs.settings import resumable_names, settings_to_dict
 
+SUITE = "dmc100k"
 DRQ_AT_100K = {
     "cartpole-swingup": 759,
     "reacher-easy": 601,
@@ -24,6 +30,8 @@ ALGORITHM = "CrossQ"
 normalisation and without target networks. In 100k steps from the true state of cheetah-run SAC learned a fifth as much
 (docs/recipe.md)."""
 ADAPT = {"adapt_every": 10_000, "adapt_steps": 300, "adapt_learning_rate": 3e-4}
+ADAPTATIONS = 10  # in a run
+OF_THE_SUITE = {"total_frames", "eval_every", "eval_episodes"}  # of the protocol; its other settings are for --env
 OF_A_RUN = {"task", "observation", "seed", "prior_data", *ADAPT}
 
 
@@ -56,9 +64,15 @@ METHODS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How long a run is and how often it is evaluated. The defaults are DMControl-100k; others are for trying out."""
+class Protocol(OwnEnvSettings):
+    """What is run, how long a run is and how often it is evaluated. The defaults are DMControl-100k; others are for
+    trying out, and for one environment of one's own."""
 
+    action_repeat: int | None = None
+    """Environment steps that an action lasts, with --env. None: 1."""
+    algorithm: str | None = None
+    """With --env, algorithm of SB3 or sb3_contrib for all methods, pixels too. None: CrossQ; with Discrete actions
+    DQN, with other choices PPO."""
     total_frames: int = 100_000
     """Length of a run in frames: control steps of the simulator, that is agent steps times action repeat."""
     eval_every: int = 10_000
@@ -69,21 +83,57 @@ class Protocol:
     def run(self, method: str, task: str, seed: int, **changes: Any) -> TrainPolicySettings:
         """The settings of one run; `changes` are those outside the protocol, such as `out`."""
         arguments: dict[str, Any] = {
-            "task": task,
+            **self.env_settings(task),
             "observation": METHODS[method].observation,
-            "action_repeat": "planet",
-            "render_quality": "smooth",
             "total_frames": self.total_frames,
             "eval_every": self.eval_every,
             "eval_episodes": self.eval_episodes,
             "seed": seed,
-            **(ADAPT if METHODS[method].adapts else {}),
+            **(self._adapt if METHODS[method].adapts else {}),
         }
-        return TrainPolicySettings(**arguments | changes).completed(ALGORITHM)
+        return TrainPolicySettings(**arguments | changes).completed(self._facts.algorithm)
+
+    def env_settings(self, task: str) -> dict[str, Any]:
+        """The environment of a task, as `EnvSettings` have it."""
+        if self.env is None:
+            return {"task": task, "action_repeat": "planet", "render_quality": "smooth"}
+        names = ("action_repeat", *(field.name for field in fields(OwnEnvSettings)))
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def name(self) -> str:
+        """The suite's, or the environment's as directories and files have it."""
+        return SUITE if self.env is None else file_name(self.env)
+
+    @property
+    def known_tasks(self) -> tuple[str, ...]:
+        """The suite's, or the one environment."""
+        return TASKS if self.env is None else (self.name,)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Methods that the environment leaves no way to, each with the reason."""
+        facts, out = self._facts, {}
+        if not facts.has_state:
+            out["state"] = "it shows no state beside its frames"
+        if not issubclass(algorithm_class(facts.algorithm), OffPolicyAlgorithm):
+            out["adapted"] = f"{facts.algorithm} has no replay buffer"
+        return out
+
+    @property
+    def _facts(self) -> EnvFacts:
+        if self.env is None:
+            return EnvFacts(ALGORITHM, True)
+        return _env_facts(EnvSettings(**self.env_settings(self.name)), self.algorithm)
+
+    @property
+    def _adapt(self) -> dict[str, Any]:
+        """Of shorter runs as many adaptations as of one of the suite."""
+        return ADAPT if self.env is None else {**ADAPT, "adapt_every": max(1, self.total_frames // ADAPTATIONS)}
 
     def shared(self) -> dict[str, Any]:
         """The settings that all runs have in common, as JSON holds them."""
-        settings = self.run("state", TASKS[0], 0)
+        settings = self.run("state", self.known_tasks[0], 0)
         of_a_run = OF_A_RUN | (resumable_names(settings) - self.fixed)
         return {name: value for name, value in settings_to_dict(settings).items() if name not in of_a_run}
 
@@ -91,6 +141,21 @@ class Protocol:
     def fixed(self) -> set[str]:
         """Settings that a run may be resumed with anew, but not one of the benchmark."""
         return {field.name for field in fields(Protocol)}
+
+
+@dataclass(frozen=True)
+class EnvFacts:
+    """What an environment's spaces decide: the algorithm, and whether there is a state to learn from."""
+
+    algorithm: str
+    has_state: bool
+
+
+@cache
+def _env_facts(settings: EnvSettings, algorithm: str | None) -> EnvFacts:
+    env = settings.make_env(state_in_info=True)
+    env.close()
+    return EnvFacts(fitting_algorithm(algorithm, env.action_space, settings.env_name), bool(env.state_names))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from agents.benchmark.estimates import HIGHEST_RETURN, Interval, estimate
-from agents.benchmark.results import RunResult
+from agents.benchmark.results import Results, RunResult
 from agents.benchmark.suite import DRQ_AT_100K, METHODS, TASKS
 
 Runs = Sequence[RunResult]
@@ -21,9 +21,9 @@ def returns_table(runs: Runs) -> str:
     methods = present(runs)
     rows = [["task", *(METHODS[name].label for name in methods), DRQ]]
     for task in TASKS:
-        cells = [_over_seeds([run.final_return for run in select(runs, name, task)]) for name in methods]
+        cells = [over_seeds([run.final_return for run in select(runs, name, task)]) for name in methods]
         rows.append([task, *cells, str(DRQ_AT_100K[task])])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def aggregate_table(runs: Runs) -> str:
@@ -31,7 +31,7 @@ def aggregate_table(runs: Runs) -> str:
     rows = [["", "IQM", "mean", "from"]]
     rows += [[METHODS[name].label, *_aggregates(select(runs, name))] for name in present(runs)]
     drq = np.mean(list(DRQ_AT_100K.values())) / HIGHEST_RETURN
-    return _table([*rows, [DRQ, NOTHING, f"{drq:.3f}", "published means"]])
+    return markdown_table([*rows, [DRQ, NOTHING, f"{drq:.3f}", "published means"]])
 
 
 def frames_table(runs: Runs) -> str:
@@ -48,7 +48,27 @@ def frames_table(runs: Runs) -> str:
         offline, rendered = (_range(each[key] for each in known) for key in ("control_steps", "rendered"))
         policies = ", ".join(dict.fromkeys(policy for each in known for policy in each["policies"])) or NOTHING
         rows.append([METHODS[name].label, f"{offline} offline + {online} online", rendered, policies, hours])
-    return _table(rows)
+    return markdown_table(rows)
+
+
+def models(runs: Runs) -> str:
+    """Which model made the contexts; a warning where runs with several were thrown together."""
+    read = [*select(runs, "context"), *select(runs, "adapted")]
+    names = {run.fingerprint or "": run.settings["model"] for run in read}
+    if not names:
+        return ""
+    listed = ", ".join(f"`{name}` (fingerprint `{fingerprint[:12]}`)" for fingerprint, name in sorted(names.items()))
+    if len(names) > 1:
+        return f"\n**The contexts are those of {len(names)} models, and their means mean little:** {listed}.\n"
+    return f"\nThe contexts are those of {listed}.\n"
+
+
+def unfinished(results: Results) -> str:
+    """The runs that are not in the tables."""
+    if not results.unfinished:
+        return ""
+    lines = [f"- {run.key}: {run.frames:,} control steps so far" for run in results.unfinished]
+    return "\n## Not finished\n\nNot in the tables and curves above.\n\n" + "\n".join(lines) + "\n"
 
 
 def present(runs: Runs) -> list[str]:
@@ -61,10 +81,11 @@ def select(runs: Runs, method: str, task: str | None = None) -> list[RunResult]:
     return [run for run in runs if run.method == method and task in (None, run.task)]
 
 
-def _over_seeds(returns: list[float]) -> str:
+def over_seeds(returns: Sequence[float], style: str = ".0f") -> str:
+    """Mean and standard deviation, and of how many."""
     if len(returns) < 2:
-        return f"{returns[0]:.0f} (1 seed)" if returns else NOTHING
-    return f"{np.mean(returns):.0f} ± {np.std(returns, ddof=1):.0f} ({len(returns)} seeds)"
+        return f"{returns[0]:{style}} (1 seed)" if returns else NOTHING
+    return f"{np.mean(returns):{style}} ± {np.std(returns, ddof=1):{style}} ({len(returns)} seeds)"
 
 
 def _aggregates(runs: Runs) -> list[str]:
@@ -91,6 +112,7 @@ def _range(values: Iterable[int]) -> str:
     return f"{every[0]:,}" if every[0] == every[-1] else f"{every[0]:,} to {every[-1]:,}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first the head."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])

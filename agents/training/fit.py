@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -13,13 +14,13 @@ from agents.training.settings import FitSettings
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.env_settings import EnvSettings
-from perceiver_obs.data.rollouts import RolloutDataset
+from perceiver_obs.data.rollouts import RolloutDataset, whole_episodes
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.reporting.metrics import read_lines
-from perceiver_obs.reporting.report import ReportSettings, report
+from perceiver_obs.reporting.report import FIT_FILE, NEXT_COMMAND, ReportSettings, report
 from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
 from perceiver_obs.training.checkpoint import RunDirectory
 from perceiver_obs.training.settings import RunSettings, TrainPredictorSettings, TrainTokenizerSettings
@@ -27,15 +28,16 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
+MOST_STEPS = 1_000_000
 TRIAL = 0.1  # share of a training's time in which its rate is measured
-FIRST_EPISODES = 8
-PROBE_EPISODES = 40
+FIRST_EPISODES = 4  # their rate says how many there will be
+PROBE_FRAMES, PROBE_EPISODES = 6000, 8  # about so many frames are fitted on, and no fewer episodes
 
 
 def fit(settings: FitSettings) -> Path:
     """Collects, trains and judges a Perceiver for an environment, and returns the model's directory.
 
-    In `out` it leaves `data/`, `tokenizer/`, `model/`, `probe/` where a state is known, and `report.html`. Run again,
+    In `out` it leaves `data/`, `tokenizer/`, `model/`, `probe/` and `report.html`. Run again,
     it goes on where it was stopped; what is finished is not made again.
 
     Raises:
@@ -57,22 +59,23 @@ def fit(settings: FitSettings) -> Path:
         _train(train_tokenizer, tokenizer, "tokenizer", TOKENIZER * settings.minutes, plan)
         predictor = replace(predictor, tokenizer=tokenizer.out)
     _train(train_predictor, predictor, "model", share * settings.minutes, plan)
-    if all(RolloutDataset(path).meta["state_names"] for path in data):
-        if not (settings.out / "probe" / "probe.json").is_file():
-            probe(
-                ProbeSettings(
-                    str(model),
-                    tuple(data),
-                    out=str(settings.out / "probe"),
-                    max_episodes=PROBE_EPISODES,
-                    seed=settings.seed,
-                )
-            )
-    else:
-        print("fit: no state is known of this environment, so none is probed; see next tokens beside copying instead")
+    judged = settings.out / "probe"
+    if not (judged / "probe.json").is_file():
+        print(f"fit: {judged}: what the contexts carry", flush=True)
+        lengths = [length for path in data for length in RolloutDataset(path).lengths]
+        episodes = max(PROBE_EPISODES, PROBE_FRAMES * len(lengths) // sum(lengths))
+        probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=episodes, seed=settings.seed))
     report(ReportSettings(out=str(settings.out), title=settings.env_name))
     print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
+    print(f"or train a policy in it:\n    {policy_command(settings, model)}")
     return model
+
+
+def policy_command(settings: FitSettings, model: Path) -> str:
+    """The command that trains a policy on the model's contexts; `--total-frames` may be raised later."""
+    length = ["--total-frames", "20000", "--eval-every", "2000"]
+    out = ["--out", str(settings.out / "policy")]
+    return shlex.join(["perceiver-obs", "train-policy", *settings.options, "--model", str(model), *out, *length])
 
 
 def wrapping_line(settings: FitSettings, model: Path) -> str:
@@ -92,8 +95,12 @@ class _Plan:
     """What the time allows, by stage: decided once, so that a run that was stopped goes on with the same."""
 
     def __init__(self, settings: FitSettings) -> None:
-        self._file = settings.out / "fit.json"
-        self._content: dict[str, Any] = {"settings": settings_to_dict(settings), "plan": {}}
+        self._file = settings.out / FIT_FILE
+        self._content: dict[str, Any] = {
+            "settings": settings_to_dict(settings),
+            NEXT_COMMAND: policy_command(settings, settings.out / "model"),
+            "plan": {},
+        }
         if self._file.is_file():
             self._content = read_json(self._file)
             check_same_settings(self._content["settings"], settings, str(settings.out))
@@ -118,21 +125,21 @@ def _collected(settings: FitSettings, plan: _Plan) -> Path:
         "out": str(out),
     }
 
-    def collect_so_many(episodes: int) -> None:
-        collect(CollectSettings(**shared, **arguments, episodes=episodes))
+    def collect_up_to(episodes: int, max_minutes: float | None = None) -> int:
+        return len(collect(CollectSettings(**shared, **arguments, episodes=episodes, max_minutes=max_minutes)))
 
-    episodes = plan.get("episodes")
-    if episodes is not None:
-        collect_so_many(episodes)
+    if (planned := plan.get("episodes")) is not None:
+        collect_up_to(planned)
         return out
-    deadline = time.monotonic() + 60 * COLLECTING * settings.minutes
-    episodes, further = 0, FIRST_EPISODES
-    while further > 0:
-        began = time.monotonic()
-        collect_so_many(episodes + further)
-        episodes += further
-        left, rate = deadline - time.monotonic(), further / max(time.monotonic() - began, 1e-3)
-        further = min(int(left * rate), 2 * episodes)
+    print(f"fit: {out}: {COLLECTING * settings.minutes:.3g} minutes of episodes", flush=True)
+    left, further, max_minutes = 60 * COLLECTING * settings.minutes, FIRST_EPISODES, None
+    episodes = len(whole_episodes(out))
+    while further >= FIRST_EPISODES:
+        began, before = time.monotonic(), episodes
+        episodes = collect_up_to(episodes + further, max_minutes)
+        seconds = time.monotonic() - began
+        left -= seconds
+        further, max_minutes = int(left * (episodes - before) / seconds), left / 60
     plan.set("episodes", episodes)
     return out
 
@@ -142,7 +149,12 @@ def _train(training: Callable[[Any], object], settings: RunSettings, stage: str,
     run = RunDirectory(settings.out, settings)
     steps = plan.get(stage)
     if steps is None:
-        training(replace(settings, steps=1_000_000, max_minutes=TRIAL * minutes, evaluation_clips=16))
+        print(f"fit: {run.path}: {minutes:.3g} minutes, of which a tenth says how many steps these are", flush=True)
+        began, trial = time.monotonic(), TRIAL * minutes
+        training(replace(settings, steps=MOST_STEPS, max_minutes=trial, evaluation_clips=16))
+        aside = (time.monotonic() - began) / 60 - trial  # encoding frames, evaluations, pictures
+        left = max(minutes / 2, minutes - trial - aside)
         done = max(row["step"] for row in read_lines(run.metrics))
-        steps = plan.set(stage, max(done + 1, int(done / TRIAL)))
+        steps = plan.set(stage, done + max(1, int(done * left / trial)))
+    print(f"fit: {run.path}: {steps:,} steps", flush=True)
     training(replace(settings, steps=steps, max_minutes=1.2 * minutes))

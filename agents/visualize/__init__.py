@@ -1,1 +1,1 @@
-"""`watch`: an episode as a model sees it."""
+"""`watch`: an episode as a model sees it; `generate`: how a model expects it to go on."""

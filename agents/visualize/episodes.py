@@ -1,8 +1,8 @@
-"""What `watch` looks at: a task rendered as the model knows it, an episode, and others to learn the state from."""
+"""Environments as a model knows them, and episodes played in them: to watch, to continue, to learn the state from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from agents.training.policy_files import PolicyRecord
 from agents.training.trained_policy import find_record, make_any_policy
-from agents.visualize.settings import WatchSettings
+from agents.visualize.settings import GenerateSettings, SeenEnvSettings, WatchSettings
 from envs.collection.named_policies import make_policy
 from envs.collection.policies import Policy, PolicyContext
 from envs.collection.settings import CollectSettings
@@ -32,21 +32,36 @@ FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
 def make_watched_env(
     settings: WatchSettings, model: CausalPerceiverIO, dataset: RolloutDataset | None
 ) -> DmcEnv | FrameObservation:
-    """The environment, seen as the policy, the data or the model knows it where the settings leave it open.
+    """`make_seen_env`, also as the policy and the data know it.
 
     Raises ValueError where environment, model, policy, data and what is to be shown do not fit together.
     """
-    _, channels, height, width = model.video_shape
-    if channels != 3 or height != width:
-        raise ValueError(f"watch shows square RGB frames, {settings.model} reads {(channels, height, width)}")
     record = find_record(settings.policy)
     if record is not None and record.env_name != settings.env_name:
         raise ValueError(f"the policy {settings.policy} was trained on {record.env_name}, not {settings.env_name}")
-    known = [_of_policy(record, settings), _of_data(dataset, settings), _of_model(model, settings)]
+    env = make_seen_env(settings, model, _of_policy(record, settings), _of_data(dataset, settings))
+    _check_names(settings.show, env.state_names)
+    if dataset is not None:
+        _check_data(dataset, env)
+    return env
+
+
+def make_seen_env(
+    settings: SeenEnvSettings, model: CausalPerceiverIO, *known: Mapping[str, Any]
+) -> DmcEnv | FrameObservation:
+    """The environment; what its settings leave open is as in the first of `known` that says so, else as in the model.
+
+    Raises ValueError where environment and model do not fit together.
+    """
+    _, channels, height, width = model.video_shape
+    if channels != 3 or height != width:
+        raise ValueError(
+            f"frames of environments are square and RGB, {settings.model} reads {(channels, height, width)}"
+        )
     names = SETTINGS if settings.env is None else OF_ANY
-    known = [{name: source.get(name) for name in names} for source in known]
+    sources = [{name: each.get(name) for name in names} for each in (*known, _of_model(model, settings))]
     chosen: dict[str, Any] = {}
-    for source in (*reversed(known), vars(settings)):  # of what is given, the setting counts most
+    for source in (*reversed(sources), vars(settings)):  # of what is given, the setting counts most
         given = {name: source.get(name) for name in (*SETTINGS, *OF_ANY)}
         chosen |= {name: value for name, value in given.items() if value not in (None, ())}
     which = EnvSettings(task=settings.task, env=settings.env, size=height, **chosen)
@@ -56,9 +71,6 @@ def make_watched_env(
             f"{settings.env_name} takes actions of {env.action_size} numbers, {settings.model} reads {model.action_dim}"
         )
     warn_of_unfamiliar_frames([env.frame_contract], model)
-    _check_names(settings.show, env.state_names)
-    if dataset is not None:
-        _check_data(dataset, env)
     return env
 
 
@@ -75,7 +87,7 @@ def _of_data(dataset: RolloutDataset | None, settings: WatchSettings) -> dict[st
     return contract if settings.env is None else {"action_repeat": contract["action_repeat"]}
 
 
-def _of_model(model: CausalPerceiverIO, settings: WatchSettings) -> dict[str, Any]:
+def _of_model(model: CausalPerceiverIO, settings: SeenEnvSettings) -> dict[str, Any]:
     contract = FrameContract.of(model.frame_contract)
     if settings.env is None:
         return vars(contract.commonest(settings.task))
@@ -105,12 +117,25 @@ def _check_data(dataset: RolloutDataset, env: DmcEnv | FrameObservation) -> None
         raise ValueError(f"{dataset.path} has other frames: {'; '.join(differences)}")
 
 
+def play_at_random(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: int) -> Episode:
+    """A fresh episode under uniformly random actions, of so many frames unless it ends before."""
+    env = make_seen_env(settings, model)
+    try:
+        how = CollectSettings(max_steps=num_frames - 1, seed=settings.seed)
+        return play_episode(env, make_policy("random", _policy_context(env)), how, WATCHED)
+    finally:
+        env.close()
+
+
+def _policy_context(env: DmcEnv | FrameObservation) -> PolicyContext:
+    return PolicyContext(env.action_space, env.frame_contract["size"], 1 / env.metadata["render_fps"], env.state_names)
+
+
 def play_watched(
     settings: WatchSettings, env: DmcEnv | FrameObservation, dataset: RolloutDataset | None
 ) -> tuple[Episode, list[Episode]]:
     """The episode to watch, and others to fit the read-out on; none of these where there is no state to read."""
-    size = env.frame_contract["size"]
-    context = PolicyContext(env.action_space, size, 1 / env.metadata["render_fps"], env.state_names)
+    context = _policy_context(env)
     policy = make_any_policy(
         settings.policy,
         context,

@@ -13,6 +13,7 @@ from agents.visualize.episodes import make_watched_env, play_watched
 from agents.visualize.settings import WatchSettings
 from envs.dmc.environment import DmcEnv
 from envs.dmc.tasks import split_task
+from envs.env_settings import file_name
 from envs.frame_observation import FrameObservation
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.rollouts import RolloutDataset
@@ -90,17 +91,12 @@ def _check(settings: WatchSettings) -> Path:
             raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}")
     if not settings.speed > 0:
         raise ValueError(f"speed must be positive, got {settings.speed}")
-    path = Path(settings.out if settings.out is not None else f"runs/watch/{_file_name(settings.env_name)}.gif")
+    path = Path(settings.out if settings.out is not None else f"runs/watch/{file_name(settings.env_name)}.gif")
     if path.suffix not in SUFFIXES or path.is_dir():
         raise ValueError(f"out must be a file that ends in {' or '.join(SUFFIXES)}, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         return path
-
-
-def _file_name(env_name: str) -> str:
-    """Without the module, and without directories: "ALE/Pong-v5" is one id."""
-    return env_name.rpartition(":")[2].replace("/", "-")
 
 
 def _readings(

@@ -22,12 +22,12 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
     determined by `settings.seed` and its number, whatever the number of workers.
 
     Args:
-        settings: what to collect; those of a dataset already there must be the same (`episodes`, `workers`,
-            `compress`, `ray` and `stall_seconds` may differ).
+        settings: what to collect; those of a dataset already there must be the same (`episodes`, `max_minutes`,
+            `workers`, `compress`, `ray` and `stall_seconds` may differ).
         progress: show a progress bar with frames per second and the time left.
 
     Returns:
-        The dataset, which may hold more episodes than asked for, if it did before.
+        The dataset, which may hold more episodes than asked for, if it did before, and fewer, if time was up.
 
     Raises:
         ValueError: a setting is not valid, or (`RolloutError`) the directory holds a dataset with other settings.
@@ -55,7 +55,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> RolloutDatas
         def shorten(index: int, frames: int) -> None:
             bar.total -= steps + 1 - frames  # for episodes that the task ended early
 
-        failures = pool.play(missing, on_frames=bar.update, on_done=shorten)
+        failures = pool.play(missing, on_frames=bar.update, on_done=shorten, max_minutes=settings.max_minutes)
     if failures:
         reasons = "\n".join(failures.values())
         raise CollectionError(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import math
 import queue
 import time
 from abc import ABC, abstractmethod
@@ -77,20 +78,27 @@ class WorkerPool:
         self._waiting: deque[int] = deque()
         self._attempts: Counter[int] = Counter()
         self._failures: dict[int, str] = {}
+        self._deadline = math.inf
 
     def play(
-        self, episodes: Iterable[int], on_frames: Callable[[int], None], on_done: Callable[[int, int], None]
+        self,
+        episodes: Iterable[int],
+        on_frames: Callable[[int], None],
+        on_done: Callable[[int, int], None],
+        max_minutes: float | None = None,
     ) -> dict[int, str]:
         """Play `episodes`; returns those that failed three times, each with the reason.
 
         Args:
             on_frames: called with the number of frames rendered since the last call.
             on_done: called with the number of an episode that is on disk, and its frames.
+            max_minutes: after which no further episode is begun; those being played are played to their end.
 
         Raises:
             CollectionError: no worker can be set up, or the disk is full.
         """
         self._waiting.extend(episodes)
+        self._deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         try:
             for _ in range(min(self._num_workers, len(self._waiting))):
                 self._start_worker()
@@ -118,7 +126,7 @@ class WorkerPool:
 
     def _give_work(self, worker: Worker) -> None:
         worker.ready = True
-        if self._waiting:
+        if self._waiting and time.monotonic() < self._deadline:
             worker.play(self._waiting.popleft())
         else:
             worker.stop()

@@ -40,6 +40,8 @@ class CollectSettings(EnvSettings):
     """Directory of the dataset. If it holds one collected with the same settings, only what is missing is added."""
     episodes: int = 100
     """Episodes the dataset is to have in the end."""
+    max_minutes: float | None = None
+    """Minutes after which no further episode is begun, even if some are missing. None: no limit."""
     max_steps: int | None = None
     """Environment steps after which an episode is cut off; None for the time limit of the environment."""
     policy: str = "mixed"
@@ -72,6 +74,8 @@ class CollectSettings(EnvSettings):
                 raise ValueError(f"{name} must be an integer of {low} or more, got {value!r}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be 1 or more, or None, got {self.max_steps!r}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes must be positive, or None, got {self.max_minutes!r}")
         if not self.stall_seconds > 0:
             raise ValueError(f"stall_seconds must be positive, got {self.stall_seconds!r}")
 

@@ -1,1 +1,1 @@
-"""What contexts carry: the probe and its baselines, predicted frames, generated futures."""
+"""What contexts carry: the probe and its baselines, and predicted frames."""

@@ -1,4 +1,4 @@
-"""Does the context carry the state? Regressions from contexts to the true state, beside baselines."""
+"""What does the context carry? Regressions from contexts to the true state and the reward, beside baselines."""
 
 import json
 import shutil
@@ -27,6 +27,7 @@ from perceiver_obs.evaluation.probe_report import (
     print_tables,
     probe_section,
     summary_tables,
+    verdict,
 )
 from perceiver_obs.evaluation.regression import ProbeResult, Score, mlp, ridge, score
 from perceiver_obs.evaluation.settings import ProbeSettings
@@ -42,9 +43,10 @@ MIN_RELATIVE_DEVIATION = 0.1  # of the deviation in exploration; below, R² says
 def probe(settings: ProbeSettings) -> list[ProbeResult]:
     """Fits regressions on the training episodes of a task's sets together and tests them on each set's test episodes.
 
-    One regression for both sets, since a policy has but one: on-policy states get no decoder of their own. States
-    are regressed in the coordinates of `perceiver_obs.data.state_coordinates`. A coordinate that varies on the test
-    episodes less than a tenth as much as in exploration has no R², and no part in the means: see its error.
+    One regression for both sets, since a policy has but one: on-policy states get no decoder of their own. States,
+    where they were recorded, are regressed in the coordinates of `perceiver_obs.data.state_coordinates`, rewards as
+    `perceiver_obs.evaluation.targets` reads them. A coordinate that varies on the test episodes less than a tenth as
+    much as in exploration has no R², and no part in the means: see its error.
 
     Raises ValueError if datasets do not fit together or the probe (`probe_tasks`), FileNotFoundError for an unknown
     model.
@@ -54,6 +56,8 @@ def probe(settings: ProbeSettings) -> list[ProbeResult]:
     tasks = probe_tasks(
         settings.data, settings.on_policy, settings.held_out_fraction, settings.on_policy_fitted, settings.max_episodes
     )
+    if settings.supervised_steps and (stateless := [task.name for task in tasks if task.state is None]):
+        raise ValueError(f"supervised_steps needs rollouts with states, those of {', '.join(stateless)} have none")
     for dataset in dict.fromkeys(dataset for task in tasks for each in task.sets for dataset in each.datasets):
         warn_of_unfamiliar_frames([dataset.frame_contract], model)
     if settings.random_weights is not None:
@@ -100,19 +104,27 @@ def _probe_features(name: str, make: FeatureMaker, task: ProbeTask, settings: Pr
         _joined(each.validation for each in task.sets),
         *(each.test for each in task.sets),
     ]
-    features = iter(make(_joined(parts)))
-    x = [np.concatenate([next(features) for _ in range(len(part))]).astype(np.float64) for part in parts]
-    y = [np.concatenate(part.states(task.coordinates)) for part in parts]
-    predictions = {"ridge": ridge(x[0], y[0], x[1], y[1], x[2:])}
-    if settings.mlp:
-        predictions["MLP"] = mlp(x[0], y[0], x[1], y[1], x[2:], settings.seed)
-    least = MIN_RELATIVE_DEVIATION * y[2].std(axis=0)
-    names = [coordinate.name for coordinate in task.coordinates.coordinates]
-    return [
-        ProbeResult(task.name, each.name, name, regression, dict(zip(names, score(states, predicted, least))))
-        for regression, of_sets in predictions.items()
-        for each, states, predicted in zip(task.sets, y[2:], of_sets)
-    ]
+    made = iter(make(_joined(parts)))
+    features = [np.concatenate([next(made) for _ in range(len(part))]).astype(np.float64) for part in parts]
+    scores: dict[tuple[str, str], dict[str, Score]] = {}
+    for targets in task.targets:
+        values = [np.concatenate([targets.read(episode) for episode in part]) for part in parts]
+        known = [np.isfinite(each).all(axis=1) for each in values]
+        x, y = ([each[rows] for each, rows in zip(arrays, known)] for arrays in (features, values))
+        if not all(map(len, y)):  # as of episodes of one step, which have no reward before and after
+            continue
+        predictions = {"ridge": ridge(x[0], y[0], x[1], y[1], x[2:])}
+        if settings.mlp:
+            predictions["MLP"] = mlp(x[0], y[0], x[1], y[1], x[2:], settings.seed)
+        least = MIN_RELATIVE_DEVIATION * y[2].std(axis=0)
+        names = [coordinate.name for coordinate in targets.coordinates]
+        for regression, of_sets in predictions.items():
+            for each, true, predicted in zip(task.sets, y[2:], of_sets):
+                of_set = scores.setdefault((each.name, regression), {})
+                of_set |= zip(names, score(true, predicted, least))
+    if not scores:
+        raise ValueError(f"the episodes of {task.name} have neither states nor two rewards in a row")
+    return [ProbeResult(task.name, episodes, name, regression, of) for (episodes, regression), of in scores.items()]
 
 
 def _joined(lists: Iterable[EpisodeList]) -> EpisodeList:
@@ -145,7 +157,9 @@ def _write(settings: ProbeSettings, results: Sequence[ProbeResult], tasks: Seque
     )
     save_section(out, probe_section(settings.model, results, tables, notes, longer))
     print_tables(tables if len(tasks) == 1 else summary)
-    print(*notes, f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}", sep="\n")
+    said = [f"probe: {sentence}"] if (sentence := verdict(results)) else []
+    files = f"probe: {out / 'probe.json'}, {out / 'probe.md'}; report: {out / 'report.html'}"
+    print(*notes, *said, files, sep="\n")
 
 
 def _plain(of_dimension: Score) -> dict[str, float | None]:
@@ -162,7 +176,7 @@ def _describe(task: ProbeTask) -> dict[str, Any]:
             "datasets": [str(dataset.path) for dataset in each.datasets],
             **{name: {"episodes": len(part), "frames": sum(part.lengths)} for name, part in parts.items()},
         }
-    return {"coordinates": [asdict(coordinate) for coordinate in task.coordinates.coordinates], "sets": sets}
+    return {"coordinates": [asdict(coordinate) for coordinate in task.coordinates], "sets": sets}
 
 
 def _notes(settings: ProbeSettings, tasks: Sequence[ProbeTask]) -> list[str]:

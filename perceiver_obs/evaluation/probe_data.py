@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from perceiver_obs.data.rollouts import Episode, RolloutDataset, deduplicate
 from perceiver_obs.data.splits import held_out_first, split_episodes
-from perceiver_obs.data.state_coordinates import StateCoordinates
+from perceiver_obs.data.state_coordinates import Coordinate, StateCoordinates
+from perceiver_obs.evaluation.targets import REWARDS, Targets, state_targets
 
 EXPLORATION, ON_POLICY = "exploration", "on-policy"
 VALIDATION_FRACTION = 0.2
@@ -58,10 +56,6 @@ class EpisodeList(Sequence[Episode]):
             digest.update(f"{dataset.fingerprint} {numbers}".encode())
         return digest.hexdigest()
 
-    def states(self, coordinates: StateCoordinates) -> list[NDArray[np.float64]]:
-        """`[T + 1, K]` of each episode, in coordinates that frames can show."""
-        return [coordinates(np.asarray(episode.states)) for episode in self]
-
 
 @dataclass(frozen=True)
 class ProbeSet:
@@ -86,11 +80,21 @@ class ProbeSet:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What a probe reads of one task."""
+    """What a probe reads of one task; `state` is None where none was recorded."""
 
     name: str
-    coordinates: StateCoordinates
+    state: Targets | None
     sets: tuple[ProbeSet, ...]
+
+    @property
+    def targets(self) -> tuple[Targets, ...]:
+        """What is regressed, each by regressions of its own: the state where there is one, and the rewards."""
+        return (REWARDS,) if self.state is None else (self.state, REWARDS)
+
+    @property
+    def coordinates(self) -> list[Coordinate]:
+        """Of all targets, in their order."""
+        return [coordinate for each in self.targets for coordinate in each.coordinates]
 
 
 def probe_tasks(
@@ -104,10 +108,10 @@ def probe_tasks(
         max_episodes: at most so many fitted episodes of each task and set, and a quarter as many tested ones.
 
     Raises:
-        ValueError: a dataset has no states or too few episodes; the datasets of a task hold states of different
-            kinds; a task has on-policy episodes and no exploration; a dataset is named in both.
+        ValueError: a dataset has too few episodes; the datasets of a task hold states of different kinds; a task has
+            on-policy episodes and no exploration; a dataset is named in both.
     """
-    explored, played = ([_with_states(dataset) for dataset in _open(paths)] for paths in (data, on_policy))
+    explored, played = ([_long_enough(dataset) for dataset in _open(paths)] for paths in (data, on_policy))
     if both := {d.path.resolve() for d in explored} & {d.path.resolve() for d in played}:
         raise ValueError(f"{both.pop()} is named as exploration and as on-policy: its episodes can be only one")
     tasks = dict.fromkeys(_task(dataset) for dataset in explored)
@@ -117,13 +121,13 @@ def probe_tasks(
     for task in tasks:
         groups = {EXPLORATION: explored, ON_POLICY: played}
         of_task = {name: [d for d in group if _task(d) == task] for name, group in groups.items()}
-        coordinates = _coordinates(task, [dataset for group in of_task.values() for dataset in group])
+        state = _state(task, [dataset for group in of_task.values() for dataset in group])
         splits = {
             EXPLORATION: [split_episodes(dataset, held_out_fraction) for dataset in of_task[EXPLORATION]],
             ON_POLICY: [_split_on_policy(dataset, fitted_fraction) for dataset in of_task[ON_POLICY]],
         }
         sets = [_probe_set(name, of_task[name], splits[name], max_episodes) for name in groups if of_task[name]]
-        found.append(ProbeTask(task, coordinates, tuple(sets)))
+        found.append(ProbeTask(task, state, tuple(sets)))
     return found
 
 
@@ -131,9 +135,7 @@ def _open(paths: Sequence[str]) -> list[RolloutDataset]:
     return deduplicate(RolloutDataset(Path(path)) for path in paths)
 
 
-def _with_states(dataset: RolloutDataset) -> RolloutDataset:
-    if not dataset.meta["state_names"]:
-        raise ValueError(f"{dataset.path} was collected without states; collect it with states to probe it")
+def _long_enough(dataset: RolloutDataset) -> RolloutDataset:
     if len(dataset) < 3:
         raise ValueError(f"{dataset.path} holds {len(dataset)} episodes; probing takes at least 3")
     return dataset
@@ -143,12 +145,13 @@ def _task(dataset: RolloutDataset) -> str:
     return "+".join(dataset.frame_contract.tasks or ["unknown task"])
 
 
-def _coordinates(task: str, datasets: Sequence[RolloutDataset]) -> StateCoordinates:
+def _state(task: str, datasets: Sequence[RolloutDataset]) -> Targets | None:
     first = datasets[0]
     for dataset in datasets:
         if dataset.meta["state_names"] != first.meta["state_names"]:
             raise ValueError(f"{first.path} and {dataset.path} hold states of different kinds")
-    return StateCoordinates(first.meta["state_names"], task)
+    names = first.meta["state_names"]
+    return state_targets(StateCoordinates(names, task)) if names else None
 
 
 def _split_on_policy(dataset: RolloutDataset, fitted_fraction: float) -> tuple[list[int], list[int]]:

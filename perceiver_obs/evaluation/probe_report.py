@@ -10,7 +10,8 @@ from perceiver_obs.evaluation.regression import ProbeResult
 from perceiver_obs.reporting import plots
 from perceiver_obs.reporting.page import Comparison, Figure, Section, Table
 
-KINDS = {"positions": "position/", "velocities": "velocity/"}
+KINDS = {"positions": "position/", "velocities": "velocity/", "rewards": "reward/"}
+OF_STATE = ("positions", "velocities")
 MEAN = "mean"
 BASELINES = ("PCA of 3 frames", "random weights")
 
@@ -26,6 +27,12 @@ def mean_r2_of_tasks(
     """Mean over the tasks of `mean_r2`, of one kind of features and of regression on one set of episodes."""
     chosen = [r for r in results if (r.episodes, r.features, r.regression) == (episodes, features, regression)]
     return _mean(mean_r2(result, prefix) for result in chosen)
+
+
+def kinds(results: Sequence[ProbeResult]) -> dict[str, str]:
+    """The kinds of coordinates that were regressed at all, each with the prefix of its names."""
+    names = {name for result in results for name in result.scores}
+    return {kind: prefix for kind, prefix in KINDS.items() if any(name.startswith(prefix) for name in names)}
 
 
 def summary_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
@@ -82,7 +89,7 @@ def probe_section(
     facts, figures, comparisons = {}, [], []
     for episodes in sets:
         groups = {}
-        for kind, prefix in KINDS.items():
+        for kind, prefix in kinds(results).items():
             means = {r: mean_r2_of_tasks(results, episodes, "context", r, prefix) for r in regressions}
             facts[f"{kind}, {episodes}"] = ", ".join(f"{r} R² {value:.2f}" for r, value in means.items())
             comparisons += _beside_baselines(f"{kind}, {episodes}", results, episodes, regressions[-1], prefix, command)
@@ -91,11 +98,11 @@ def probe_section(
                     name: mean_r2_of_tasks(results, episodes, name, regression, prefix) for name in features
                 }
         caption = (
-            f"Mean R² over the state's coordinates, and over {len(tasks)} tasks: 1 is perfect, 0 is as good as the "
+            f"Mean R² over the coordinates, and over {len(tasks)} tasks: 1 is perfect, 0 is as good as the "
             "best constant. Bars below 0 are cut."
         )
         figures.append(
-            Figure(f"probe_{episodes}", f"State from features, {episodes}", caption, plots.bars(groups, "mean R²"))
+            Figure(f"probe_{episodes}", f"Read from features, {episodes}", caption, plots.bars(groups, "mean R²"))
         )
     for number, task in enumerate(tasks):  # bars of both regressions would be too many to read
         drawn = (task, "context", regressions[-1])
@@ -104,11 +111,34 @@ def probe_section(
             name.replace("/", "\n"): {r.episodes: r.scores[name].r2 for r in of_context}
             for name in of_context[0].scores
         }
-        caption = "R² of each coordinate of the state; the tables hold the errors in the state's own units."
+        caption = "R² of each coordinate; the tables hold the errors in the coordinates' own units."
         title = f"Each coordinate from the context, {task}, {regressions[-1]}"
         figures.append(Figure(f"probe_task_{number + 1}", title, caption, plots.bars(dimensions, "R²")))
-    summary = " ".join([f"How much of the true state the contexts of {model} carry.", *notes])
-    return Section("State probe", summary, facts, tuple(figures), tuple(tables), tuple(comparisons))
+    what = "the true state and the reward" if any(kind in OF_STATE for kind in kinds(results)) else "the reward"
+    summary = " ".join([f"How much of {what} the contexts of {model} carry.", *notes])
+    return Section("Probe", summary, facts, tuple(figures), tuple(tables), tuple(comparisons), verdict(results))
+
+
+def verdict(results: Sequence[ProbeResult]) -> str:
+    """One sentence: whether contexts beat the baselines in exploration, in what and by how much; "" without them.
+
+    By the last regression, and by means over all tasks.
+    """
+    episodes, regression = results[0].episodes, results[-1].regression
+    said, lost = [], []
+    for kind, prefix in kinds(results).items():
+        means = {f: mean_r2_of_tasks(results, episodes, f, regression, prefix) for f in ("context", *BASELINES)}
+        context = means.pop("context")
+        if np.isnan([context, *means.values()]).any():  # not probed, or it does not vary
+            continue
+        margins = (f"{context - value:+.2f} to {name}" for name, value in means.items())
+        said.append(f"{kind} R² {context:.2f} ({', '.join(margins)})")
+        lost += [f"{name} in {kind}" for name, value in means.items() if not context > value]
+    if not said:
+        unmoved = any(result.features in BASELINES for result in results)
+        return "Nothing that is recorded varies, so there is nothing to judge contexts by." if unmoved else ""
+    lead = f"do not beat {' and '.join(lost)}" if lost else f"beat {' and '.join(BASELINES)}"
+    return f"Contexts {lead}: {'; '.join(said)}."
 
 
 def _beside_baselines(
@@ -127,17 +157,16 @@ def _beside_baselines(
 def _task_table(episodes: str, regression: str, results: Sequence[ProbeResult], left_out: str) -> Table:
     features = _names(result.features for result in results)
     found = {(result.task, result.features): result for result in results}
-    tasks = _names(result.task for result in results)
+    tasks, prefixes = _names(result.task for result in results), kinds(results).values()
     rows = [
-        (task, *(_pair(*(mean_r2(found[task, name], prefix) for prefix in KINDS.values())) for name in features))
+        (task, *(_together(mean_r2(found[task, name], prefix) for prefix in prefixes) for name in features))
         for task in tasks
     ]
     means = (
-        [mean_r2_of_tasks(results, episodes, name, regression, prefix) for prefix in KINDS.values()]
-        for name in features
+        (mean_r2_of_tasks(results, episodes, name, regression, prefix) for prefix in prefixes) for name in features
     )
-    rows.append((MEAN, *(_pair(*each) for each in means)))
-    title = f"{episodes.capitalize()}, {regression}: mean R² of positions / velocities"
+    rows.append((MEAN, *map(_together, means)))
+    title = f"{episodes.capitalize()}, {regression}: mean R² of {' / '.join(kinds(results))}"
     return Table(title, ("task", *features), tuple(rows), left_out)
 
 
@@ -154,21 +183,21 @@ def _left_out(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> str
 
 def _twin_table(task: ProbeTask, each: ProbeSet, results: Sequence[ProbeResult]) -> Table | None:
     """Sums and differences of limbs that look alike; None where there are none."""
-    twins = [c for c in task.coordinates.coordinates if c.twins]
+    twins = [c for c in task.coordinates if c.twins]
     if not twins:
         return None
     limbs = _names(_limb(coordinate) for coordinate in twins)
     by_limb = {(_limb(coordinate), coordinate.twins): coordinate.name for coordinate in twins}
     names = {
-        twin: [[c.name for c in twins if c.twins == twin and c.name.startswith(p)] for p in KINDS.values()]
+        twin: [[c.name for c in twins if c.twins == twin and c.name.startswith(KINDS[kind])] for kind in OF_STATE]
         for twin in ("sum", "difference")
     }
     rows = []
     for result in results:
         if result.episodes == each.name:
             r2 = {name: score.r2 for name, score in result.scores.items()}
-            means = (_pair(*(_mean(r2[n] for n in of_kind) for of_kind in names[twin])) for twin in names)
-            cells = (_pair(*(r2[by_limb[limb, twin]] for twin in names)) for limb in limbs)
+            means = (_together(_mean(r2[n] for n in of_kind) for of_kind in names[twin]) for twin in names)
+            cells = (_together(r2[by_limb[limb, twin]] for twin in names) for limb in limbs)
             rows.append((f"{result.features}, {result.regression}", *means, *cells))
     title = f"{task.name}, {each.name}: R² of limbs that look alike"
     caption = (
@@ -187,7 +216,9 @@ def _coordinate_table(task: ProbeTask, each: ProbeSet, of_context: Sequence[Prob
     chosen = [result for result in of_context if result.episodes == each.name]
     columns = [f"{result.regression} {measure}" for result in chosen for measure in ("R²", "RMSE")]
     rows = []
-    for coordinate in task.coordinates.coordinates:
+    for coordinate in task.coordinates:
+        if coordinate.name not in chosen[0].scores:
+            continue
         scores = [result.scores[coordinate.name] for result in chosen]
         cells = [cell for score in scores for cell in (_number(score.r2), f"{score.rmse:.2g}")]
         rows.append((coordinate.name, coordinate.unit, f"{scores[0].deviation:.2g}", *cells))
@@ -203,8 +234,8 @@ def _markdown_table(table: Table) -> str:
     return f"**{table.title}**\n\n{rows}\n" + (f"\n{table.caption}\n" if table.caption else "")
 
 
-def _pair(first: float, second: float) -> str:
-    return f"{_number(first)} / {_number(second)}"
+def _together(values: Iterable[float]) -> str:
+    return " / ".join(map(_number, values))
 
 
 def _number(value: float) -> str:

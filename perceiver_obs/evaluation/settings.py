@@ -1,7 +1,6 @@
-"""Settings of `probe` and `generate`."""
+"""Settings of `probe`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass
@@ -55,49 +54,3 @@ class ProbeSettings:
         for name in ("held_out_fraction", "on_policy_fitted"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-
-
-@dataclass
-class GenerateSettings:
-    """Let a trained model continue an episode under the actions that were taken; writes a picture and a GIF."""
-
-    model: str = "runs/predictor"
-    """Bundled name or directory of the model, or "hf://owner/name" of the hub."""
-    data: str | None = "runs/data"
-    """Rollout directory that the episode comes from. None: a fresh one of `task`, under random actions."""
-    task: str = "walker-walk"
-    """Task to play a fresh episode of, rendered as the model was trained. Only without `data`."""
-    out: str = "runs/generate"
-    """Directory for future.gif, figures/future.png and a report."""
-    episode: int = 0
-    """Which episode of the data."""
-    start: int = 0
-    """First frame to show the model."""
-    num_context_frames: int = 8
-    """Frames that the model sees."""
-    num_frames: int = 32
-    """Frames to continue by."""
-    goal: bool = False
-    """Continue towards the last of these frames, without the actions that led there. For models trained with
-    `--condition goal`."""
-    mode: Literal["autoregressive", "maskgit"] = "autoregressive"
-    """How the tokens of a frame are drawn: all at once, or in rounds with the surest first."""
-    steps: int = 8
-    """Rounds of mode maskgit."""
-    temperature: float = 0.0
-    """0 takes the most likely tokens; 1 draws them as likely as the model holds them to be."""
-    top_k: int | None = None
-    """Draw from the k most likely tokens only."""
-    top_p: float | None = None
-    """Draw from the smallest set of tokens of this probability only."""
-    seed: int = 0
-    """Seed of the draws and of a fresh episode."""
-    frames_per_second: float = 20.0
-    """Speed of the GIF."""
-    device: str = "auto"
-    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("start", 0), ("num_context_frames", 1), ("num_frames", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

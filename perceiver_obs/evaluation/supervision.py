@@ -38,14 +38,15 @@ class Supervision(Stage):
 
     def __init__(self, model: CausalPerceiverIO, task: ProbeTask, settings: RunSettings):
         sets = [each.supervision for each in task.sets]
+        assert task.state is not None
         self.settings = settings
         seed_step(settings.seed, 0, 0)
         self.model = copy.deepcopy(model).requires_grad_(True)
-        self.module = StateRegressor(self.model, len(task.coordinates.coordinates))
+        self.module = StateRegressor(self.model, len(task.state.coordinates))
         self.clips: RolloutClips[EpisodeList] = RolloutClips(
             sets, [range(len(each)) for each in sets], _clip_length(model, sets)
         )
-        states = [each.states(task.coordinates) for each in sets]
+        states = [[task.state.read(episode) for episode in each] for each in sets]
         standardize = Standardizer.fit(np.concatenate([state for of_set in states for state in of_set]))
         self.states = [[standardize(state).astype(np.float32) for state in of_set] for of_set in states]
         self.inputs = {"model": model.fingerprint, "data": " ".join(each.fingerprint for each in sets)}

@@ -64,7 +64,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Section:
-    """What one job has to show: facts by name, numbers beside baselines, tables and figures."""
+    """What one job has to show: facts by name, numbers beside baselines, tables and figures; in a sentence, what it
+    found, where it judges a model."""
 
     title: str
     summary: str
@@ -72,6 +73,7 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    verdict: str = ""
 
 
 @dataclass(frozen=True)

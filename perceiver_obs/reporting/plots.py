@@ -189,11 +189,7 @@ def return_curves(
     figure, axes = _figure(3.5 * num_columns, 2.6 * num_rows + 0.5, num_rows, num_columns, sharex=True, sharey=True)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for axis, (task, lines) in zip(axes.flat, panels.items()):
-        for name, seeds in lines.items():
-            grid, values = _on_one_grid(seeds)
-            color = COLORS[names.index(name) % len(COLORS)]
-            axis.plot(grid / 1000, values.mean(axis=0), color=color, linewidth=1.6, label=name)
-            axis.fill_between(grid / 1000, values.min(axis=0), values.max(axis=0), color=color, alpha=0.16, linewidth=0)
+        _draw_seeds(axis, lines, names, 1000)
         if task in references:
             axis.axhline(references[task], color="#37352f", linewidth=1, linestyle=(0, (5, 3)), label=reference_name)
         axis.set_title(task, fontsize=10)
@@ -208,12 +204,43 @@ def return_curves(
         if place + num_columns >= len(panels):
             axis.set_xlabel("control steps, thousands", fontsize=8)
             axis.tick_params(labelbottom=True)
+    _legend_below(figure, axes, 2 * num_columns)
+    return _png(figure)
+
+
+def cost_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> bytes:
+    """A panel a cost, such as steps or minutes: mean return over it, a line a method as in `return_curves`.
+
+    Args:
+        panels: by cost and method, the curve (cost, returns) of each seed.
+    """
+    figure, axes = _figure(4.6 * len(panels), 3.6, 1, len(panels), sharey=True)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axis, (cost, lines) in zip(axes.flat, panels.items()):
+        _draw_seeds(axis, lines, names, 1)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(cost, fontsize=8)
+        _tidy(axis)
+    axes.flat[0].set_ylabel("return of an episode", fontsize=8)
+    _legend_below(figure, axes, 3)
+    return _png(figure)
+
+
+def _draw_seeds(axis: Any, lines: Mapping[str, Sequence[Curve]], names: Sequence[str], unit: float) -> None:
+    """The mean of each method's seeds, and from the lowest to the highest of them shaded."""
+    for name, seeds in lines.items():
+        grid, values = _on_one_grid(seeds)
+        color = COLORS[names.index(name) % len(COLORS)]
+        axis.plot(grid / unit, values.mean(axis=0), color=color, linewidth=1.6, label=name)
+        axis.fill_between(grid / unit, values.min(axis=0), values.max(axis=0), color=color, alpha=0.16, linewidth=0)
+
+
+def _legend_below(figure: Any, axes: Any, most_in_a_row: int) -> None:
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels())}
-    per_row = min(2 * num_columns, len(handles))
+    per_row = min(most_in_a_row, len(handles))
     legend_height = 0.15 + 0.2 * -(-len(handles) // per_row)  # inches
     figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=per_row, fontsize=8, frameon=False)
-    return _png(figure)
 
 
 def _on_one_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

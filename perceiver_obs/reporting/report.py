@@ -24,7 +24,8 @@ from perceiver_obs.reporting.policies import (
 from perceiver_obs.reporting.sections import load_section
 from perceiver_obs.settings import read_json
 
-ORDER = ("Tokenizer", "Predictor", "Generated future", "State probe")
+ORDER = ("Tokenizer", "Predictor", "Generated future", "Probe")
+FIT_FILE, NEXT_COMMAND = "fit.json", "next_command"  # the command that `fit` leaves to be run next
 LONGEST_PAUSE = 600  # seconds without a new file that still count as work
 LONG = 100_000  # frames, as of DMControl-100k
 NEXT = 3
@@ -88,7 +89,10 @@ def _collected(out: Path) -> list[str]:
 def _page(title: str, out: Path, policies: Sequence[PolicyRun], sections: Sequence[Section]) -> Page:
     page = Page(title, sections, subtitle=_when(out), commands=next_commands(out, policies)[:NEXT])
     if not policies:
-        return page
+        judging = next((section for section in sections if section.verdict), None)
+        if judging is None:
+            return page
+        return replace(page, verdict=judging.verdict, is_worse=any(each.is_worse for each in judging.comparisons))
     ours, rival = rivals(policies)
     film = None
     if ours.film is not None:
@@ -123,6 +127,9 @@ def next_commands(out: Path, policies: Sequence[PolicyRun]) -> list[tuple[str, s
         f"perceiver-obs fit --env Pendulum-v1 --out {out.parent / 'pendulum'}",
     )
     if not policies:
+        fit = out / FIT_FILE
+        if fit.is_file() and NEXT_COMMAND in (left := read_json(fit)):
+            return [("Train a policy", left[NEXT_COMMAND])]
         model = next(iter(sorted(out.glob("*/model.safetensors"))), None)
         name = "dmc-small" if model is None else str(model.parent)
         tasks = _collected(out)[:1]

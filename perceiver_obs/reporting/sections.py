@@ -23,6 +23,7 @@ def save_section(directory: str | Path, section: Section) -> None:
     content["figures"] = [{"name": f.name, "title": f.title, "caption": f.caption} for f in section.figures]
     content["tables"] = [asdict(table) for table in section.tables]
     content["comparisons"] = [asdict(each) for each in section.comparisons]
+    content["verdict"] = section.verdict
     write_atomic(directory / SECTION_FILE, json.dumps(content, indent=2).encode())
     write_atomic(directory / "report.html", Page(section.title, [section]).html().encode())
 
@@ -43,6 +44,7 @@ def load_section(directory: str | Path) -> Section:
         ),
         tuple(_load_table(table) for table in content.get("tables", [])),
         tuple(Comparison(**each) for each in content.get("comparisons", [])),
+        content.get("verdict", ""),
     )
 
 

@@ -231,7 +231,15 @@ class _Training:
             if self.accelerator.is_main_process:
                 self.run.write_settings(settings)
                 log = stack.enter_context(closing(MetricsLog(self.run.metrics, self.run.tensorboard, self.step)))
-            bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=log is None, dynamic_ncols=True)
+            limit = settings.max_minutes
+            bar = tqdm(
+                total=settings.steps,
+                initial=self.step,
+                unit="step",
+                desc=None if limit is None else f"at most {limit:.3g} minutes",
+                disable=log is None,
+                dynamic_ncols=True,
+            )
             stack.enter_context(bar)
             request = stack.enter_context(StopRequest())
             stop = self._steps(log, bar, request)

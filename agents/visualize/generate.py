@@ -1,18 +1,20 @@
 """Continuing an episode: what the model expects to see, beside what happened."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.visualize.episodes import play_at_random
+from agents.visualize.settings import GenerateSettings
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.clips import leading_actions
 from perceiver_obs.data.rollouts import Episode, RolloutDataset
 from perceiver_obs.devices import choose_device
-from perceiver_obs.evaluation.settings import GenerateSettings
-from perceiver_obs.frame_contract import SETTINGS, FrameContract, warn_of_unfamiliar_frames
+from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.isolation import isolated
 from perceiver_obs.reporting import plots
 from perceiver_obs.reporting.page import Figure, Section
@@ -25,7 +27,8 @@ STRIP_COLUMNS = 16
 def generate(settings: GenerateSettings) -> NDArray[np.uint8]:
     """Continues an episode and writes the pictures; returns the predicted frames uint8 `[N, H, W, C]`.
 
-    Raises ValueError if the episode is too short for what is asked, FileNotFoundError for an unknown model.
+    Raises ValueError if the episode is too short for what is asked, or the environment is none or does not fit the
+    model, FileNotFoundError for an unknown model.
     """
     device = choose_device(settings.device)
     model = CausalPerceiverIO.from_pretrained(settings.model).to(device)
@@ -65,36 +68,12 @@ def generate(settings: GenerateSettings) -> NDArray[np.uint8]:
 
 def _episode(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: int) -> Episode:
     if settings.data is None:
-        return _play(settings, model, num_frames)
+        return play_at_random(settings, model, num_frames)
     dataset = RolloutDataset(settings.data)
     if not 0 <= settings.episode < len(dataset):
         raise ValueError(f"episode must lie in 0 to {len(dataset) - 1}, got {settings.episode}")
     warn_of_unfamiliar_frames([dataset.frame_contract], model)
     return dataset[settings.episode]
-
-
-def _play(settings: GenerateSettings, model: CausalPerceiverIO, num_frames: int) -> Episode:
-    """An episode under uniformly random actions, rendered by the model's frame contract."""
-    from envs import make_dmc
-
-    contract = FrameContract.of(model.frame_contract)
-    variant = vars(contract.commonest(settings.task))
-    known: dict[str, Any] = {name: variant[name] for name in SETTINGS if variant[name] is not None}
-    env = make_dmc(settings.task, size=model.video_shape[2], **known)
-    env.action_space.seed(settings.seed)
-    pixels = [env.reset(seed=settings.seed)[0]]
-    actions: list[NDArray[np.float32]] = []
-    rewards: list[float] = []
-    ended = (False, False)
-    while len(pixels) < num_frames and not any(ended):
-        actions.append(env.action_space.sample())
-        frame, reward, terminated, truncated, _ = env.step(actions[-1])
-        pixels.append(frame)
-        rewards.append(float(reward))
-        ended = (terminated, truncated)
-    env.close()
-    arrays = (np.stack(pixels), np.stack(actions), np.array(rewards, np.float32))
-    return Episode(*arrays, *ended, seed=settings.seed, policy="random")
 
 
 def _write(settings: GenerateSettings, happened: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:

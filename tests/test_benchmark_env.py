@@ -61,7 +61,7 @@ def test_all_methods_have_the_algorithm_that_the_actions_allow():
         protocol = Protocol(env=WORLD, env_kwargs=(f"actions={actions}",))
         used = {protocol.run(method, protocol.name, 0).algorithm for method in ("context", "pixels", "state")}
         assert used == {algorithm}
-        assert set(protocol.left_out) == ({"adapted"} if algorithm == "PPO" else set())
+        assert set(protocol.left_out) == {"privileged"} | ({"adapted"} if algorithm == "PPO" else set())
     assert (
         Protocol(env=WORLD, env_kwargs=("actions=discrete",), algorithm="PPO").run("pixels", "", 0).algorithm == "PPO"
     )

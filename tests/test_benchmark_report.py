@@ -102,6 +102,10 @@ def test_the_page_names_the_model_and_warns_where_several_are_mixed():
     several = one.merge([run("context", seed=1, fingerprint="bbbb")])
     page = empty.merge([run()])
     assert "The contexts are those of `m` (fingerprint `aaaa`)." in page_text(one, Path("r.json"))
+    of_states = one.merge([run("privileged", fingerprint="cccc")])
+    assert "of the model that was trained on states are of `m` (fingerprint `cccc`)." in page_text(
+        of_states, Path("r.json")
+    )
     assert "those of 2 models, and their means mean little" in page_text(several, Path("r.json"))
     assert "The contexts are" not in page_text(page, Path("r.json"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from functools import cache
 
 from agents.benchmark.estimates import check_rliable
 from agents.benchmark.features import BenchmarkFeatures
@@ -14,6 +15,7 @@ from agents.benchmark.suite import METHODS, OF_THE_SUITE, Protocol, RunKey
 from agents.policies.frozen_perceiver import check_fingerprint
 from agents.training.policy_files import Checkpoints, RunInUse
 from agents.training.train_policy import train_policy
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.settings import near_matches
 
 
@@ -35,7 +37,13 @@ def benchmark(settings: BenchmarkSettings) -> Results:
     if not settings.report_only:
         keys = _plan(settings)
         features = BenchmarkFeatures(
-            settings.model, settings.data, settings.out, settings.device, settings.progress_bar, settings
+            settings.model,
+            settings.data,
+            settings.out,
+            settings.device,
+            settings.progress_bar,
+            settings,
+            settings.privileged_model,
         )
         _check_features(settings, keys, features)
         for number, key in enumerate(keys, start=1):
@@ -70,13 +78,17 @@ def _check(settings: BenchmarkSettings) -> None:
 
 def _check_features(settings: BenchmarkSettings, keys: Sequence[RunKey], features: BenchmarkFeatures) -> None:
     """Finds out before hours of training whether models and rollouts will do."""
+    fingerprints: dict[str | None, Callable[[], str]] = {
+        "context": lambda: features.perceiver.fingerprint,
+        "privileged": cache(lambda: CausalPerceiverIO.from_pretrained(features.privileged_model).fingerprint),
+    }
     for key in keys:
         kind = METHODS[key.method].features
-        if kind == "context":
-            fingerprint = features.perceiver.fingerprint
+        if kind in fingerprints:
+            fingerprint = fingerprints[kind]()
             if run := read_run(settings.out, key, settings):
                 check_fingerprint(fingerprint, run.fingerprint, f"the run {key} in {settings.out}")
-        if METHODS[key.method].adapts or kind not in (None, "context"):
+        if METHODS[key.method].adapts or kind not in (None, *fingerprints):
             features.given_rollouts(key.task)
 
 

@@ -33,6 +33,7 @@ class BenchmarkFeatures:
         device: where the Perceiver runs.
         progress: show a progress bar while rollouts are collected.
         protocol: whose environments they are.
+        privileged_model: a Perceiver that was trained on states too.
 
     Raises:
         ValueError: one of `data` holds no dataset.
@@ -46,8 +47,9 @@ class BenchmarkFeatures:
         device: str,
         progress: bool,
         protocol: Protocol = Protocol(),  # noqa: B008 (it is frozen)
+        privileged_model: str = "dmc-small-state",
     ) -> None:
-        self.model = model
+        self.model, self.privileged_model = model, privileged_model
         self._given = [RolloutDataset(path) for path in data]
         self._out = out
         self._device = device
@@ -62,6 +64,10 @@ class BenchmarkFeatures:
     def context(self, task: str, seed: int) -> str:
         """The model itself, for every task and seed."""
         return self.model
+
+    def privileged(self, task: str, seed: int) -> str:
+        """The model that was trained on states too, for every task and seed."""
+        return self.privileged_model
 
     def pca(self, task: str, seed: int) -> str:
         """A directory with the PCA of three stacked frames of the task, as wide as the contexts."""

@@ -22,12 +22,15 @@ class BenchmarkSettings(Protocol):
     """Tasks of the suite to run."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods to run: "context" (the frozen model), "adapted" (the model, learning on from what the policy sees),
-    "state" (the true state), "pixels" (a CNN on three stacked frames),
-    "pca" (principal components of three stacked frames) and "random" (a network with random weights)."""
+    "privileged" (the frozen model that was trained on states too), "state" (the true state), "pixels" (a CNN on three
+    stacked frames), "pca" (principal components of three stacked frames) and "random" (a network with random weights).
+    """
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds to run. The first comes first on all tasks and methods."""
     model: str = "dmc-small"
     """Perceiver that is compared: bundled name, directory, or "hf://owner/name" of the hub."""
+    privileged_model: str = "dmc-small-state"
+    """Perceiver of the method "privileged", likewise."""
     data: tuple[str, ...] = ()
     """Rollout directories that "pca" is fitted on, that scale the contexts of "random" and that "adapted" mixes in.
     Frames of other tasks or other rendering are left aside. None named: some are collected."""

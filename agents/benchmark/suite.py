@@ -49,13 +49,14 @@ class Method:
 
     label: str
     observation: Observation
-    features: Literal["context", "pca", "random"] | None = None
+    features: Literal["context", "privileged", "pca", "random"] | None = None
     adapts: bool = False
 
 
 METHODS = {
     "context": Method("context, frozen", "context", "context"),
     "adapted": Method("context, adapted", "context", "context", adapts=True),
+    "privileged": Method("context, trained on states", "context", "privileged"),
     "state": Method("true state", "state"),
     "pixels": Method("pixels, CNN", "pixels"),
     "pca": Method("PCA of 3 frames", "pca", "pca"),
@@ -114,6 +115,8 @@ class Protocol(OwnEnvSettings):
     def left_out(self) -> dict[str, str]:
         """Methods that the environment leaves no way to, each with the reason."""
         facts, out = self._facts, {}
+        if self.env is not None:
+            out["privileged"] = "the bundled model of states has not seen it; give one of your own as the model"
         if not facts.has_state:
             out["state"] = "it shows no state beside its frames"
         if not issubclass(algorithm_class(facts.algorithm), OffPolicyAlgorithm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -52,15 +52,26 @@ def frames_table(runs: Runs) -> str:
 
 
 def models(runs: Runs) -> str:
-    """Which model made the contexts; a warning where runs with several were thrown together."""
-    read = [*select(runs, "context"), *select(runs, "adapted")]
-    names = {run.fingerprint or "": run.settings["model"] for run in read}
+    """Which models made the contexts; a warning where runs with several were thrown together."""
+    of_states = _listed(_models_of(runs, "privileged"))
+    trained_on_states = f"\nThose of the model that was trained on states are of {of_states}.\n" if of_states else ""
+    names = _models_of(runs, "context") | _models_of(runs, "adapted")
     if not names:
-        return ""
-    listed = ", ".join(f"`{name}` (fingerprint `{fingerprint[:12]}`)" for fingerprint, name in sorted(names.items()))
+        return trained_on_states
     if len(names) > 1:
-        return f"\n**The contexts are those of {len(names)} models, and their means mean little:** {listed}.\n"
-    return f"\nThe contexts are those of {listed}.\n"
+        said = f"**The contexts are those of {len(names)} models, and their means mean little:** {_listed(names)}."
+    else:
+        said = f"The contexts are those of {_listed(names)}."
+    return f"\n{said}\n{trained_on_states}"
+
+
+def _models_of(runs: Runs, method: str) -> dict[str, str]:
+    """The models of a method's runs, by fingerprint."""
+    return {run.fingerprint or "": run.settings["model"] for run in select(runs, method)}
+
+
+def _listed(models: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` (fingerprint `{fingerprint[:12]}`)" for fingerprint, name in sorted(models.items()))
 
 
 def unfinished(results: Results) -> str:

@@ -50,13 +50,23 @@ def real_video(real_frames):
     return torch.from_numpy(real_frames).permute(0, 3, 1, 2)[None].contiguous()
 
 
-@pytest.fixture
-def no_pictures():
+@pytest.fixture(scope="session", autouse=True)
+def _reports_without_pictures():
     """Reports show a dot for each picture: to draw them takes longer than to train for a moment."""
     from perceiver_obs.reporting import plots
 
-    dot = io.BytesIO()
+    dot, drawn = io.BytesIO(), plots._png
     Image.new("RGB", (1, 1)).save(dot, "png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "_png", lambda figure: dot.getvalue())
+        yield drawn
+
+
+@pytest.fixture(scope="module")
+def pictures(_reports_without_pictures):
+    """Reports with their pictures, for the tests of a module."""
+    from perceiver_obs.reporting import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_png", _reports_without_pictures)
         yield

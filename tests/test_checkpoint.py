@@ -28,7 +28,6 @@ from perceiver_obs.training.train_tokenizer import TokenizerStage, train_tokeniz
 
 pytest_plugins = ("tiny_data",)
 STEPS = 30  # time to be stopped in
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def small_model() -> tuple[nn.Module, torch.optim.Optimizer]:

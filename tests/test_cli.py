@@ -247,7 +247,7 @@ LINE = [
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory) -> Path:
+def line(tmp_path_factory, pictures) -> Path:
     """A directory in which every job has run once, from pixels to a report."""
     path = tmp_path_factory.mktemp("line")
     with pytest.MonkeyPatch.context() as patch:

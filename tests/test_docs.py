@@ -15,7 +15,7 @@ from perceiver_obs.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
-SMALLER = {**SMALL, "collect": "--episodes 8 --action-repeat 50 --workers 1"}
+SMALLER = {**SMALL, "collect": "--episodes 8 --max-steps 20 --workers 1"}
 
 
 def snippets(page: Path, language: str) -> list[str]:

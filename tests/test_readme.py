@@ -10,15 +10,14 @@ from agents.cli import JOBS, main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
-# The commands at a size for tests, where episodes have 20 agent steps; all else is as the README has it.
+# The commands at a size for tests; all else is as the README has it.
 SMALL = {
-    "collect": "--episodes 6 --action-repeat 50 --workers 1",
+    "collect": "--episodes 6 --max-steps 20 --workers 1",
     "train-tokenizer": "--steps 3 --batch-size 2 --base-channels 8 --evaluation-clips 4 --device cpu",
     "train-predictor": "--steps 3 --batch-size 2 --clip-length 8 --num-latents 4 --evaluation-clips 4 --device cpu",
     "probe": "--max-episodes 5 --no-mlp",
     "generate": "--num-frames 6",
-    "train-policy": "--action-repeat 50 --total-frames 400 --eval-every 400 --eval-episodes 1 --learning-starts 10 "
-    "--no-progress-bar",
+    "train-policy": "--total-frames 60 --eval-every 60 --eval-episodes 1 --learning-starts 10 --no-progress-bar",
     "evaluate": "--episodes 1",
     "watch": "--max-steps 4 --episodes 3",
 }

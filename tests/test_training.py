@@ -26,7 +26,6 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_two_processes_end_alike_and_go_on_alike_when_stopped(tiny_data, tmp_path):

@@ -27,7 +27,8 @@ gl: .venv/.ready
 test: setup
 	$(MAKE) --jobs=2 lint pytest
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+# Bytecode of ours is kept: many tests begin an interpreter.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 pytest: .venv/.ready
 	$(PYTEST) -m "not slow"
 

@@ -1,28 +1,30 @@
-"""Real frames for everyone, reports without pictures for those that do not look, and how long to search."""
+"""Real frames for everyone, reports without pictures for those that do not look, and how long to search.
+
+What takes seconds to import is imported in fixtures: not in the process that only hands out tests to others.
+"""
 
 import io
+import multiprocessing
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny_models import tiny_model
 
-from perceiver_obs import CausalPerceiverIO
-from perceiver_obs.reporting import plots
-
-torch.set_num_threads(1)
+# Processes of "forkserver" begin with these imported: once for all of them.
+multiprocessing.set_forkserver_preload(["agents.training.train_policy", "perceiver_obs.training.train_predictor"])
 hypothesis.settings.register_profile("quick", max_examples=10, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=100, deadline=None)  # for `make test-all`
 
 
 @pytest.fixture(scope="session")
-def action_model() -> CausalPerceiverIO:
+def action_model():
     """A model that reads actions."""
+    from tiny_models import tiny_model
+
     return tiny_model(action_dim=6)
 
 
@@ -41,16 +43,30 @@ def real_frames() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def real_video(real_frames) -> torch.Tensor:
+def real_video(real_frames):
     """The same as uint8 `[1, 60, 3, 64, 64]`."""
+    import torch
+
     return torch.from_numpy(real_frames).permute(0, 3, 1, 2)[None].contiguous()
 
 
-@pytest.fixture
-def no_pictures():
+@pytest.fixture(scope="session", autouse=True)
+def _reports_without_pictures():
     """Reports show a dot for each picture: to draw them takes longer than to train for a moment."""
-    dot = io.BytesIO()
+    from perceiver_obs.reporting import plots
+
+    dot, drawn = io.BytesIO(), plots._png
     Image.new("RGB", (1, 1)).save(dot, "png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "_png", lambda figure: dot.getvalue())
+        yield drawn
+
+
+@pytest.fixture(scope="module")
+def pictures(_reports_without_pictures):
+    """Reports with their pictures, for the tests of a module."""
+    from perceiver_obs.reporting import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_png", _reports_without_pictures)
         yield

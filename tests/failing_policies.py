@@ -34,6 +34,21 @@ class Hangs(_BadStart):
         time.sleep(1000)
 
 
+class DiesThenHangs(UniformRandom):
+    """Dies in the very first episode of all workers together, and hangs in the second."""
+
+    def begin(self, rng):
+        counter = Path(os.environ["BAD_START"])
+        begun = counter.stat().st_size if counter.exists() else 0
+        with counter.open("ab") as file:
+            file.write(b".")
+        if begun == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if begun == 1:
+            time.sleep(1000)
+        return super().begin(rng)
+
+
 class RaisesInSomeEpisodes(UniformRandom):
     """Fails in the same episodes whenever they are played."""
 

@@ -72,7 +72,7 @@ def small(inputs, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
+def finished(inputs, tmp_path_factory, pictures):
     """The settings of a benchmark of two methods that has run."""
     settings = small(inputs, tmp_path_factory.mktemp("finished"))
     benchmark(settings)

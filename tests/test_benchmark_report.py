@@ -15,6 +15,7 @@ from agents.benchmark.suite import METHODS, TASKS, Protocol
 from agents.benchmark.tables import aggregate_table, frames_table, returns_table
 from perceiver_obs.reporting.plots import return_curves
 
+pytestmark = pytest.mark.usefixtures("pictures")
 OFFLINE = {"control_steps": 4000, "rendered": 1010, "policies": ["random"]}
 
 

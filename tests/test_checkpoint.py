@@ -1,11 +1,10 @@
 """Checkpoints: a run that is killed, stopped or starved of disk goes on to what an unbroken one reaches."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from perceiver_obs.training.train_tokenizer import TokenizerStage, train_tokeniz
 
 pytest_plugins = ("tiny_data",)
 STEPS = 30  # time to be stopped in
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def small_model() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -172,15 +170,14 @@ def command(run: Path, options: dict) -> list[str]:
 
 
 def kill_at_first_checkpoint(run: Path, options: dict) -> None:
-    line = [sys.executable, "-m", "agents.cli", *command(run, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(command(run, options),))
+    process.start()
     while not (run / "checkpoint.safetensors").exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive()
         time.sleep(0.005)
     process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")

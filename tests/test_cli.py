@@ -107,11 +107,6 @@ def test_an_option_that_does_not_exist_names_those_of_its_own_command(capsys):
     assert "perceiver-obs evaluate" not in error
 
 
-def test_the_command_imports_no_progress_bars_before_it_has_set_how_often_they_draw():
-    code = "import sys, agents.cli; sys.exit('tqdm' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 def test_the_installed_command_runs():
     command = Path(sys.executable).with_name("perceiver-obs")
     done = subprocess.run([command, "report", "--out", "/nonexistent"], capture_output=True, text=True)
@@ -252,7 +247,7 @@ LINE = [
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory) -> Path:
+def line(tmp_path_factory, pictures) -> Path:
     """A directory in which every job has run once, from pixels to a report."""
     path = tmp_path_factory.mktemp("line")
     with pytest.MonkeyPatch.context() as patch:

@@ -382,10 +382,10 @@ def test_bad_settings_are_named_before_any_work(tmp_path, changes, message):
 
 def test_files_that_are_no_policy_and_policies_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "text.zip").write_text("hello")
-    with pytest.raises(CollectionError, match=r"text.zip is not a policy saved by Stable-Baselines3"):
-        collect(settings(tmp_path / "data", policy=str(tmp_path / "text.zip")), progress=False)
-    PPO("MlpPolicy", StateEnv(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "cartpole.zip")
     walker = DmcEnv("walker-walk", size=16, render_quality="fast")
+    with pytest.raises(ValueError, match=r"text.zip is not a policy saved by Stable-Baselines3"):
+        make_policy(str(tmp_path / "text.zip"), context(walker))
+    PPO("MlpPolicy", StateEnv(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "cartpole.zip")
     with pytest.raises(
         ValueError, match=r"gives actions of shape \(1,\), the environment takes actions of shape \(6,\)"
     ):

@@ -19,7 +19,6 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_a_record_counts_control_steps_and_images_and_names_policies(tiny_data, tmp_path):

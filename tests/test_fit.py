@@ -13,7 +13,7 @@ from envs import RolloutDataset
 WORLD = "tiny_worlds:LongerTinyWorld-v0"
 
 
-def test_an_environment_gets_a_model_and_the_line_that_wraps_it(tmp_path, capsys, no_pictures):
+def test_an_environment_gets_a_model_and_the_line_that_wraps_it(tmp_path, capsys):
     out = tmp_path / "fit"
     command = f"fit --env {WORLD} --env-kwargs actions=discrete --size 32 --out {out} --minutes 0.2"
     assert main(command.split()) == 0

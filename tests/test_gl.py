@@ -64,10 +64,16 @@ def test_a_display_is_not_needed_even_if_dm_control_came_first():
 
 
 def test_the_users_backend_is_kept():
-    script = "import os, envs.dmc.gl\nenvs.dmc.gl.choose_backend()\nprint(os.environ.get('MUJOCO_GL'))"
-    assert run_python(script, MUJOCO_GL="egl", DISPLAY=":0").split() == ["egl"]
-    assert run_python(script, PYOPENGL_PLATFORM="egl").split() == ["egl"]
-    assert run_python(script, DISPLAY="").split() == ["egl"]
+    script = (
+        "import os, envs.dmc.gl\n"
+        "for given in ({'MUJOCO_GL': 'egl', 'DISPLAY': ':0'}, {'PYOPENGL_PLATFORM': 'egl'}, {'DISPLAY': ''}):\n"
+        "    for name in ('MUJOCO_GL', 'PYOPENGL_PLATFORM', 'DISPLAY'):\n"
+        "        os.environ.pop(name, None)\n"
+        "    os.environ |= given\n"
+        "    envs.dmc.gl.choose_backend()\n"
+        "    print(os.environ.get('MUJOCO_GL'))"
+    )
+    assert run_python(script).split() == ["egl"] * 3
 
 
 @pytest.mark.parametrize(

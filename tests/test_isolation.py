@@ -37,7 +37,6 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 make_square = partial(MovingSquare, SIZE)
 FRAMES = np.stack([make_square().reset(seed=seed)[0] for seed in range(6)])

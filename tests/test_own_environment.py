@@ -118,8 +118,10 @@ def test_an_id_given_as_a_task_names_the_way(command, tmp_path, monkeypatch, cap
 
 
 def test_one_thread_unless_the_user_says_otherwise():
-    code = "import agents.cli as c; c.main(['report', '--out', '/-']); import torch; print(torch.get_num_threads())"
+    code = "import os, agents.cli as c; c.main(['report', '--out', '/-']); "
+    torch, variable = "import torch; print(torch.get_num_threads())", "print(os.environ['OMP_NUM_THREADS'])"
     environment = {"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
-    for given, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
-        done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
+    for given, look, threads in (({}, torch, "1"), ({"OMP_NUM_THREADS": "2"}, variable, "2")):
+        line = [sys.executable, "-c", code + look]
+        done = subprocess.run(line, env=environment | given, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == threads, done.stderr

@@ -13,7 +13,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 # The commands at a size for tests; all else is as the README has it.
 SMALL = {
     "collect": "--episodes 6 --max-steps 20 --workers 1",
-    "train-tokenizer": "--steps 3 --batch-size 2 --base-channels 8 --evaluation-clips 4 --device cpu",
+    "train-tokenizer": "--steps 3 --batch-size 2 --base-channels 8 --num-codes 64 --evaluation-clips 4 --device cpu",
     "train-predictor": "--steps 3 --batch-size 2 --clip-length 8 --num-latents 4 --evaluation-clips 4 --device cpu",
     "probe": "--max-episodes 5 --no-mlp",
     "generate": "--num-frames 6",
@@ -34,6 +34,7 @@ def test_python_snippets_run(code):
 
 def test_commands_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agents.visualize.episodes.FIT_STEPS", 15)
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("perceiver-obs")]
     assert {shlex.split(line)[1] for line in commands} <= set(JOBS)
     for line in commands:

@@ -1,6 +1,7 @@
 """`RecordRollouts`: what is written is what was played, and the environment stays as it is."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from gymnasium.wrappers import (
     ResizeObservation,
     TransformAction,
 )
+from moving_square import MovingSquare
 from tiny_envs import UNIT, Painted, painted_frame
 from tiny_models import SIZE, tiny_model
 from tiny_runs import REPEAT, policy_settings
@@ -99,9 +101,10 @@ def test_several_environments_and_later_runs_add_to_one_dataset(tmp_path):
 def test_recorders_in_two_processes_keep_every_episode(tmp_path):
     script = (
         "import sys\n"
-        "from envs import RecordRollouts, make_dmc\n"
-        "env = make_dmc('cartpole-swingup', size=32, render_quality='fast', action_repeat=500, state_in_info=True)\n"
-        "env = RecordRollouts(env, sys.argv[1])\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from envs import RecordRollouts\n"
+        "from moving_square import MovingSquare\n"
+        "env = RecordRollouts(MovingSquare(size=32, length=2), sys.argv[1])\n"
         "env.reset()\n"
         "print('ready', flush=True)\n"
         "input()\n"
@@ -127,10 +130,9 @@ def test_recorders_in_two_processes_keep_every_episode(tmp_path):
     dataset = RolloutDataset(tmp_path)
     assert dataset.indices == list(range(12))
     assert sorted(episode.seed for episode in dataset) == [*range(6), *range(10, 16)]
-    env = make()
+    env = MovingSquare(size=32)
     for episode in dataset:
         np.testing.assert_array_equal(episode.pixels[0], env.reset(seed=episode.seed)[0])
-    env.close()
 
 
 def test_another_environment_is_refused(tmp_path):

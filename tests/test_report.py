@@ -22,6 +22,8 @@ from perceiver_obs.reporting.report import ReportSettings, next_commands, report
 from perceiver_obs.reporting.sections import curve_figures, load_section, save_section
 from perceiver_obs.settings import parse_settings
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 def size_of(png: bytes) -> tuple[int, int]:
     image = Image.open(io.BytesIO(png))

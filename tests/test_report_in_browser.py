@@ -28,6 +28,7 @@ FRAME = """<!doctype html><script>onmessage = e => document.documentElement.data
 HEIGHT = 1600
 
 pytestmark = [
+    pytest.mark.usefixtures("pictures"),
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
 ]

@@ -10,37 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from noise_episodes import ACTION_SIZE, SIZE, episode, meta
 
 from envs import EpisodeExists, RolloutDataset, RolloutError, RolloutWriter
 from perceiver_obs import ActionEncoding
 from perceiver_obs.data import content_hash
 
 FIELDS = ("pixels", "actions", "rewards", "terminated", "truncated", "seed", "policy", "states")
-SIZE, ACTION_SIZE, STATES = 8, 2, ["position/a", "position/b", "velocity/a"]
-
-
-def meta(states=True, **changes):
-    return {
-        "env": {"id": "dmc/reacher-easy-v0", "kwargs": {"size": SIZE}},
-        "frame_contract": {"size": SIZE, "channels": 3, "tasks": ["reacher-easy"]},
-        "action_size": ACTION_SIZE,
-        "state_names": STATES if states else None,
-        **changes,
-    }
-
-
-def episode(steps=5, states=True, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "pixels": rng.integers(0, 256, (steps + 1, SIZE, SIZE, 3), np.uint8),
-        "actions": rng.uniform(-1, 1, (steps, ACTION_SIZE)).astype(np.float32),
-        "rewards": rng.normal(size=steps).astype(np.float32),
-        "terminated": False,
-        "truncated": True,
-        "seed": seed,
-        "policy": "random",
-        "states": rng.normal(size=(steps + 1, len(STATES))).astype(np.float32) if states else None,
-    }
 
 
 @pytest.fixture
@@ -230,7 +206,8 @@ def test_writers_in_several_processes_keep_all_their_episodes(tmp_path):
     script = (
         "import sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "from test_rollouts import EpisodeExists, RolloutWriter, episode, meta\n"
+        "from noise_episodes import episode, meta\n"
+        "from envs import EpisodeExists, RolloutWriter\n"
         "writer, first = RolloutWriter(sys.argv[1], meta(), compress=sys.argv[3] == '0'), 1000 * int(sys.argv[3])\n"
         "input()\n"
         "for number in range(60):\n"
@@ -482,7 +459,8 @@ def test_a_file_size_limit_is_named_and_leaves_nothing(tmp_path):
     script = (
         "import resource, signal, sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "from test_rollouts import RolloutWriter, episode, meta\n"
+        "from noise_episodes import episode, meta\n"
+        "from envs import RolloutWriter\n"
         "writer = RolloutWriter(sys.argv[1], meta())\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import predictor_settings, tokenizer_settings, write_dataset
+from two_processes import train_on_two_processes
 
 from perceiver_obs import CausalPerceiverIO, VQPTTokenizer
 from perceiver_obs.causal_perceiver import MIN_CONTEXT_SCALE
@@ -28,64 +26,12 @@ from perceiver_obs.training.train_predictor import train_predictor
 from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 pytest_plugins = ("tiny_data",)
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-TWO_RANKS = """
-import json
-import sys
-from dataclasses import replace
-
-from perceiver_obs.training.checkpoint import state_digest
-from perceiver_obs.training.loop import make_accelerator, train
-from perceiver_obs.training.checkpoint import RunDirectory
-from perceiver_obs.training.train_predictor import PredictorStage, train_predictor
-from perceiver_obs.training.settings import TrainPredictorSettings
-from perceiver_obs.training.train_tokenizer import TokenizerStage, train_tokenizer
-from perceiver_obs.training.settings import TrainTokenizerSettings
-
-
-def trained(settings, make_stage):
-    accelerator = make_accelerator(settings)
-    directory = RunDirectory(settings.out, settings)
-    stage = make_stage(settings, directory, accelerator)
-    before = state_digest(stage.module)
-    train(stage, settings, directory, accelerator)
-    return accelerator, before, state_digest(stage.module)
-
-
-def run(settings, make_stage, job):
-    accelerator, before, after = trained(settings, make_stage)
-    stopped = replace(settings, out=settings.out + "-stopped")
-    trained(replace(stopped, max_minutes=1e-9), make_stage)
-    resumed = trained(stopped, make_stage)[2]
-    result = {"world": accelerator.num_processes, "before": before, "after": after, "resumed": resumed}
-    with open(f"{settings.out}/rank{accelerator.process_index}.json", "w") as file:
-        json.dump(result, file)
-    accelerator.wait_for_everyone()
-    job(settings)  # finds the steps done, and exports and reports
-
-
-with open(sys.argv[1]) as file:
-    tokenizer, predictor = ({k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in json.load(file))
-run(TrainTokenizerSettings(**tokenizer), lambda settings, *_: TokenizerStage(settings), train_tokenizer)
-run(TrainPredictorSettings(**predictor), PredictorStage, train_predictor)
-"""
 
 
 def test_two_processes_end_alike_and_go_on_alike_when_stopped(tiny_data, tmp_path):
     tokenizer = tokenizer_settings(tiny_data, tmp_path / "tokenizer", steps=3)
     predictor = predictor_settings(tiny_data, tmp_path / "tokenizer", tmp_path / "predictor", steps=3)
-    (tmp_path / "train.py").write_text(TWO_RANKS)
-    (tmp_path / "settings.json").write_text(json.dumps([vars(tokenizer), vars(predictor)]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "train.py"), str(tmp_path / "settings.json")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two_processes(tokenizer, predictor)
     for run in ("tokenizer", "predictor"):
         first, second = (json.loads((tmp_path / run / f"rank{rank}.json").read_text()) for rank in range(2))
         assert first == second
@@ -118,7 +64,8 @@ def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):
     assert report.count("data:image/png;base64,") == 3
 
 
-def test_predictor_learns_and_its_contexts_are_standardised(tiny_data, tiny_tokenizer, tmp_path):
+def test_predictor_learns_and_its_contexts_are_standardised(tiny_data, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("perceiver_obs.training.train_predictor.STATISTICS_BATCHES", 16)
     settings = predictor_settings(
         tiny_data, tiny_tokenizer, tmp_path, steps=60, learning_rate=3e-3, evaluate_every=20, reward_weight=0.0
     )

@@ -1,7 +1,7 @@
 """Fixtures for the tests that train: a few short rendered episodes, and models trained on them for a moment."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from filelock import FileLock
 from tiny_models import SIZE
 from tiny_runs import predictor_settings, tokenizer_settings
 
+import perceiver_obs.training.train_predictor
 from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from perceiver_obs.training.train_predictor import train_predictor
@@ -29,6 +30,14 @@ def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callabl
             make(path)
             made.touch()
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statistics_of_few_clips() -> Iterator[None]:
+    """A quarter of a training of a moment went into the scale of its contexts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perceiver_obs.training.train_predictor, "STATISTICS_BATCHES", 4)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from envs.dmc.environment import DmcEnv, RenderQuality
 from envs.frame_observation import Fit, FrameObservation, make_env
 
 _OF_DMC = ("camera", "render_quality")
-_OF_ANY = ("env_kwargs", "frames_from", "fit")
+_OF_ANY = ("env_kwargs", "frames_from", "fit", "info_keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class OwnEnvSettings:
     "auto": the observation or the one image in it, else what is rendered."""
     fit: Fit = "letterbox"
     """How frames of --env that are not square become so: with black bars (letterbox), or cut to the middle (crop)."""
+    info_keys: tuple[str, ...] = ()
+    """Entries of --env's info, such as "lives", that are recorded as part of the state: numbers or arrays of them."""
     size: int = 64
     """Height and width of the frames, pixels."""
 
@@ -91,6 +93,7 @@ class EnvSettings(OwnEnvSettings):
             frames_from=self.frames_from,
             fit=self.fit,
             action_repeat=self.action_repeat,
+            info_keys=self.info_keys,
             state_in_info=state_in_info,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, SupportsFloat, get_args
@@ -34,6 +35,7 @@ def make_env(
     frames_from: str = AUTO,
     fit: Fit = "letterbox",
     action_repeat: int | None = None,
+    info_keys: Sequence[str] = (),
     state_in_info: bool = False,
 ) -> FrameObservation:
     """Make any registered Gymnasium environment as one of frames, uint8 `[size, size, 3]`.
@@ -41,7 +43,7 @@ def make_env(
     Args:
         env_id: as `gymnasium.make` takes it; "module:ID" imports a module that registers the id.
         kwargs: of the environment: a mapping, or texts as `parse_kwargs` reads them.
-        size, frames_from, fit, action_repeat, state_in_info: see `FrameObservation`.
+        size, frames_from, fit, action_repeat, info_keys, state_in_info: see `FrameObservation`.
 
     Raises:
         ValueError: there is no such environment, it does not take `kwargs`, or it shows no frames.
@@ -50,6 +52,9 @@ def make_env(
     arguments = parse_kwargs(kwargs)
     with suppress(RuntimeError):  # for MuJoCo's; others need no OpenGL
         choose_backend()
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):  # pygame would complain of it
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     try:
         env = gymnasium.make(env_id, **arguments)
         if frames_from == RENDER or (frames_from == AUTO and not _frame_paths(env.observation_space)):
@@ -61,6 +66,7 @@ def make_env(
             frames_from=frames_from,
             fit=fit,
             action_repeat=action_repeat or 1,
+            info_keys=info_keys,
             state_in_info=state_in_info,
         )
     except (gymnasium.error.Error, TypeError) as error:
@@ -107,7 +113,7 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
 
     Grey frames become RGB, channels first become last. Frames are shrunk by the mean over areas and enlarged
     bilinearly. What stands beside a frame, or in its place where it is rendered, is the state: its `Box`, `Discrete`,
-    `MultiDiscrete` and `MultiBinary` entries, flattened.
+    `MultiDiscrete` and `MultiBinary` entries, flattened, and what `info_keys` name.
 
     Args:
         env: gives frames as its observation or as an entry of a `Dict`, or renders them (`render_mode="rgb_array"`).
@@ -117,6 +123,8 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             16 pixels a side count as symbols there.
         fit: how frames that are not square become so: "letterbox" with black bars, or "crop" to the middle.
         action_repeat: environment steps that an action lasts; rewards add up, and an episode's end stops it.
+        info_keys: entries of `info` that are part of the state: numbers or arrays of them, in the info of every reset
+            and step.
         state_in_info: put the state, float32 `[S]`, into `info["state"]`, where there is any.
 
     Attributes:
@@ -144,6 +152,7 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
         frames_from: str = AUTO,
         fit: Fit = "letterbox",
         action_repeat: int = 1,
+        info_keys: Sequence[str] = (),
         state_in_info: bool = False,
     ) -> None:
         RecordConstructorArgs.__init__(
@@ -152,6 +161,7 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             frames_from=frames_from,
             fit=fit,
             action_repeat=action_repeat,
+            info_keys=info_keys,
             state_in_info=state_in_info,
         )
         gymnasium.Wrapper.__init__(self, env)
@@ -163,8 +173,10 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
         space = env.observation_space
         self._path = _find_frames(env, frames_from)
         entries = dict(_entries(space))
+        self._info_keys = tuple(info_keys)
+        if self._path is None or info_keys:
+            first = self._numbers(env.reset()[1])
         if self._path is None:
-            env.reset()
             height, width, _ = self._rendered().shape
         else:
             height, width, _ = _hwc(entries[self._path].shape or ()) or (0, 0, 0)
@@ -179,6 +191,8 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             for path, entry in self._state_entries.items()
             for number in range(spaces.flatdim(entry))
         )
+        for key in self._info_keys:
+            self.state_names += tuple(f"position/{key}_{number}" for number in range(len(first[key])))
         self.state_units = ("",) * len(self.state_names)
         self.state_in_info = state_in_info and bool(self.state_names)
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -263,7 +277,16 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             for key in path:
                 value = value[key]
             parts.append(np.asarray(spaces.flatten(entry, value), np.float32))
-        return {**info, "state": np.concatenate(parts)}
+        return {**info, "state": np.concatenate([*parts, *self._numbers(info).values()])}
+
+    def _numbers(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The entries of `info` that are part of the state, each float32 `[N]`."""
+        for key in self._info_keys:
+            if key not in info:
+                raise ValueError(f"info_keys names {key!r}, which is not in the info, which has {', '.join(info)}")
+            if not np.issubdtype(np.asarray(info[key]).dtype, np.number):
+                raise ValueError(f"info_keys names {key!r}, which is no number and no array of them: {info[key]!r:.80}")
+        return {key: np.asarray(info[key], np.float32).reshape(-1) for key in self._info_keys}
 
 
 def square_frame(frame: np.ndarray, size: int, fit: Fit) -> np.ndarray:

@@ -216,6 +216,7 @@ def test_the_protocol_is_the_one_that_runs_have_been_trained_by():
         "eval_every": 10000,
         "fit": "letterbox",
         "frames_from": "auto",
+        "info_keys": [],
         "hyperparameters": {"ent_coef": "auto_0.1"},
         "learning_rate": 0.001,
         "learning_starts": 1000,

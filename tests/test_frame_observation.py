@@ -1,5 +1,7 @@
 """Any Gymnasium environment as frames: where they come from, how they become square, what is collected from them."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tiny_worlds import PICTURE, STEPS
 
 from envs import (
     CollectSettings,
+    EnvSettings,
     FrameObservation,
     RecordRollouts,
     RolloutDataset,
@@ -89,6 +92,48 @@ def test_the_state_is_what_is_observed_beside_frames():
         "position/step_1": 2,
     }
     assert make_env(WORLD, {"shows": "grey"}, state_in_info=True).state_names == ()
+
+
+class Windy(tiny_worlds.TinyWorld):
+    """Tells the wind in its info."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], self.told()
+
+    def step(self, action):
+        return *super().step(action)[:4], self.told()
+
+    def told(self):
+        return {"wind": np.array([self._step, -1]), "gust": self._step / 2, "station": "here"}
+
+
+def test_numbers_of_info_are_part_of_the_state_where_they_are_named():
+    env = FrameObservation(Windy(render_mode="rgb_array"), info_keys=("gust", "wind"), state_in_info=True)
+    assert env.state_names[2:] == ("position/gust_0", "position/wind_0", "position/wind_1")
+    assert env.rollout_meta(states=True)["state_names"] == list(env.state_names)
+    env.reset(seed=0)
+    for step in (1, 2):
+        state = env.step(env.action_space.sample())[4]["state"]
+        assert state.dtype == np.float32
+        assert state[2:].tolist() == [step / 2, step, -1]
+    alone = FrameObservation(Windy(shows="grey"), info_keys=("gust",), state_in_info=True)
+    assert alone.reset(seed=0)[1]["state"].tolist() == [0]
+    with pytest.raises(ValueError, match="'rain', which is not in the info, which has wind, gust, station"):
+        FrameObservation(Windy(shows="grey"), info_keys=("rain",))
+    with pytest.raises(ValueError, match="'station', which is no number and no array of them: 'here'"):
+        FrameObservation(Windy(shows="grey"), info_keys=("station",))
+    with pytest.raises(ValueError, match="'gust', which is not in the info"):
+        EnvSettings(env=WORLD, info_keys=("gust",)).make_env(state_in_info=True)
+
+
+def test_pygame_looks_for_no_screen_where_there_is_none(monkeypatch):
+    for screen, driver in ((":0", None), ("", "dummy")):
+        monkeypatch.setenv("SDL_VIDEODRIVER", "")
+        monkeypatch.delenv("SDL_VIDEODRIVER")
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+        monkeypatch.setenv("DISPLAY", screen)
+        make_env(WORLD)
+        assert os.environ.get("SDL_VIDEODRIVER") == driver
 
 
 def test_an_action_lasts_and_an_episode_ends_it():

@@ -3,20 +3,25 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import small_frames_model
-from tiny_worlds import ACTIONS
+from tiny_worlds import ACTIONS, STEPS
 
 from agents.cli import main
 from agents.policies.algorithms import fitting_algorithm
+from agents.training.policy_env import make_policy_env
 from agents.training.policy_files import PolicyRecord
+from agents.training.settings import PolicyEnvSettings
 from agents.visualize.episodes import play_at_random
 from agents.visualize.settings import GenerateSettings
 from envs import RolloutDataset, make_env
 from perceiver_obs import ActionEncoding, CausalPerceiverIO
+from perceiver_obs.evaluation.features import encode_equal_length
 
 WORLD = "tiny_worlds:TinyWorld-v0"
 RETURN = "return 21.0 ± 0.0 over 2 episodes"  # 1 + 2 + … + 6, whatever it does
@@ -56,6 +61,25 @@ def test_a_policy_is_trained_and_evaluated(model, tmp_path, capsys, actions, alg
     assert capsys.readouterr().out == f"evaluate: {WORLD}, {RETURN}: {out}/evaluation.json\n"
     assert json.loads((out / "evaluation.json").read_text())["task"] == WORLD
     assert RolloutDataset(tmp_path / "played").frame_contract.tasks == ["TinyWorld-v0"]
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_a_policy_sees_the_contexts_that_its_recorded_episodes_have(model, tmp_path, actions):
+    """So actions are read alike by wrapper and recorder, wherever choices begin."""
+    settings = PolicyEnvSettings(
+        env=WORLD, env_kwargs=(f"actions={actions}",), size=32, model=str(model), device="cpu", backend="torch"
+    )
+    venv = make_policy_env(settings, record=tmp_path / "data")
+    venv.action_space.seed(1)
+    seen = [venv.reset()[0]]
+    for _ in range(STEPS):
+        observation, _, ended, infos = venv.step(np.stack([venv.action_space.sample()]))
+        seen.append(infos[0]["terminal_observation"] if ended[0] else observation[0])
+    venv.close()
+    perceiver, (episode,) = CausalPerceiverIO.from_pretrained(model), RolloutDataset(tmp_path / "data")
+    np.testing.assert_allclose(seen, encode_equal_length(perceiver, [episode], torch.device("cpu"))[0], atol=1e-5)
+    without = replace(episode, actions=np.zeros_like(episode.actions))
+    assert np.abs(seen - encode_equal_length(perceiver, [without], torch.device("cpu"))[0]).max() > 1e-3
 
 
 def test_the_state_is_a_baseline_and_has_to_be_there(model, tmp_path, capsys):

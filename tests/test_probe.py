@@ -282,7 +282,7 @@ def test_the_verdict_names_what_contexts_do_not_beat():
     pca, untrained = "PCA of 3 frames", "random weights"
     results = [context, result_of(pca, position=0.5, reward=0.4), result_of(untrained, position=0.6, reward=-0.1)]
     assert verdict(results) == (
-        "Contexts do not beat PCA of 3 frames in rewards: positions R² 0.90 (+0.40 to PCA of 3 frames, +0.30 to random "
+        "Contexts do not beat PCA of 3 frames in rewards: state R² 0.90 (+0.40 to PCA of 3 frames, +0.30 to random "
         "weights); rewards R² 0.30 (-0.10 to PCA of 3 frames, +0.40 to random weights)."
     )
     assert verdict([context]) == ""

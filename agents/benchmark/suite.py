@@ -7,9 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-
-from agents.policies.algorithms import algorithm_class, fitting_algorithm
 from agents.training.settings import Observation, TrainPolicySettings
 from envs.env_settings import EnvSettings, OwnEnvSettings, file_name
 from perceiver_obs.settings import resumable_names, settings_to_dict
@@ -119,14 +116,14 @@ class Protocol(OwnEnvSettings):
             out["privileged"] = "the bundled model of states has not seen it; give one of your own as the model"
         if not facts.has_state:
             out["state"] = "it shows no state beside its frames"
-        if not issubclass(algorithm_class(facts.algorithm), OffPolicyAlgorithm):
+        if not facts.has_replay_buffer:
             out["adapted"] = f"{facts.algorithm} has no replay buffer"
         return out
 
     @property
     def _facts(self) -> EnvFacts:
         if self.env is None:
-            return EnvFacts(ALGORITHM, True)
+            return EnvFacts(ALGORITHM, has_replay_buffer=True, has_state=True)
         return _env_facts(EnvSettings(**self.env_settings(self.name)), self.algorithm)
 
     @property
@@ -151,14 +148,21 @@ class EnvFacts:
     """What an environment's spaces decide: the algorithm, and whether there is a state to learn from."""
 
     algorithm: str
+    has_replay_buffer: bool
     has_state: bool
 
 
 @cache
 def _env_facts(settings: EnvSettings, algorithm: str | None) -> EnvFacts:
+    # Here, as settings are read without SB3.
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+    from agents.policies.algorithms import algorithm_class, fitting_algorithm
+
     env = settings.make_env(state_in_info=True)
     env.close()
-    return EnvFacts(fitting_algorithm(algorithm, env.action_space, settings.env_name), bool(env.state_names))
+    name = fitting_algorithm(algorithm, env.action_space, settings.env_name)
+    return EnvFacts(name, issubclass(algorithm_class(name), OffPolicyAlgorithm), bool(env.state_names))
 
 
 @dataclass(frozen=True)

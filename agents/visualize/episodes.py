@@ -25,7 +25,7 @@ from perceiver_obs.reporting.episode_view import LANES
 from perceiver_obs.settings import near_matches
 
 WATCHED = 1_000_000  # the episode's number: none that a dataset of the same seed would hold
-OF_ANY = ("action_repeat", "env_kwargs", "frames_from", "fit")
+OF_ANY = ("action_repeat", "env_kwargs", "frames_from", "fit", "info_keys")
 FIT_STEPS, MOST_FIT_FRAMES = 125, 8000
 
 
@@ -63,7 +63,7 @@ def make_seen_env(
     chosen: dict[str, Any] = {}
     for source in (*reversed(sources), vars(settings)):  # of what is given, the setting counts most
         given = {name: source.get(name) for name in (*SETTINGS, *OF_ANY)}
-        chosen |= {name: value for name, value in given.items() if value not in (None, ())}
+        chosen |= {name: value for name, value in given.items() if value not in (None, (), [])}
     which = EnvSettings(task=settings.task, env=settings.env, size=height, **chosen)
     env = which.make_env(state_in_info=True)
     if model.action_dim is not None and env.action_size > model.action_dim:

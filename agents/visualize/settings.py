@@ -28,6 +28,9 @@ class SeenEnvSettings:
     fit: Fit | None = None
     """How frames of --env that are not square become so: with black bars (letterbox), or cut to the middle (crop).
     None: as the policy was trained with, else letterbox."""
+    info_keys: tuple[str, ...] = ()
+    """Entries of --env's info, such as "lives", that are part of the state: numbers or arrays of them.
+    None named: as the policy was trained with."""
     action_repeat: int | Literal["planet"] | None = None
     """Control steps per environment step, or "planet" for the DMControl-100k table.
     None: as the policy, the data or the model was trained with, else the table, and 2 for tasks that are not in it;

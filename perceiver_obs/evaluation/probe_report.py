@@ -30,9 +30,15 @@ def mean_r2_of_tasks(
 
 
 def kinds(results: Sequence[ProbeResult]) -> dict[str, str]:
-    """The kinds of coordinates that were regressed at all, each with the prefix of its names."""
+    """The kinds of coordinates that were regressed at all, each with the prefix of its names.
+
+    A state of which nobody knows what are velocities, as of any environment, is all called positions: "state" here.
+    """
     names = {name for result in results for name in result.scores}
-    return {kind: prefix for kind, prefix in KINDS.items() if any(name.startswith(prefix) for name in names)}
+    found = {kind: prefix for kind, prefix in KINDS.items() if any(name.startswith(prefix) for name in names)}
+    if "velocities" in found:
+        return found
+    return {"state" if kind == "positions" else kind: prefix for kind, prefix in found.items()}
 
 
 def summary_tables(results: Sequence[ProbeResult], tasks: Sequence[ProbeTask]) -> list[Table]:
@@ -114,7 +120,7 @@ def probe_section(
         caption = "R² of each coordinate; the tables hold the errors in the coordinates' own units."
         title = f"Each coordinate from the context, {task}, {regressions[-1]}"
         figures.append(Figure(f"probe_task_{number + 1}", title, caption, plots.bars(dimensions, "R²")))
-    what = "the true state and the reward" if any(kind in OF_STATE for kind in kinds(results)) else "the reward"
+    what = "the reward" if [*kinds(results)] == ["rewards"] else "the true state and the reward"
     summary = " ".join([f"How much of {what} the contexts of {model} carry.", *notes])
     return Section("Probe", summary, facts, tuple(figures), tuple(tables), tuple(comparisons), verdict(results))
 

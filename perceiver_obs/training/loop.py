@@ -207,6 +207,15 @@ def train(stage: Stage, settings: RunSettings, run: RunDirectory, accelerator: A
     return _Training(stage, settings, run, accelerator).run_steps()
 
 
+def _bar_format(max_minutes: float | None) -> str | None:
+    """tqdm's own; where time may end the run first, without the time that is left for all steps."""
+    if max_minutes is None:
+        return None
+    return (
+        f"{{n_fmt}} of {{total_fmt}} steps [{{elapsed}} of at most {max_minutes:.3g} minutes, {{rate_fmt}}{{postfix}}]"
+    )
+
+
 class _Training:
     def __init__(self, stage: Stage, settings: RunSettings, run: RunDirectory, accelerator: Accelerator):
         self.stage, self.settings, self.run, self.accelerator = stage, settings, run, accelerator
@@ -231,12 +240,11 @@ class _Training:
             if self.accelerator.is_main_process:
                 self.run.write_settings(settings)
                 log = stack.enter_context(closing(MetricsLog(self.run.metrics, self.run.tensorboard, self.step)))
-            limit = settings.max_minutes
             bar = tqdm(
                 total=settings.steps,
                 initial=self.step,
                 unit="step",
-                desc=None if limit is None else f"at most {limit:.3g} minutes",
+                bar_format=_bar_format(settings.max_minutes),
                 disable=log is None,
                 dynamic_ncols=True,
             )

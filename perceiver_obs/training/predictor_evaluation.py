@@ -164,7 +164,8 @@ class PredictorEvaluation:
                 f"future_{number + 1}",
                 f"A predicted future ({number + 1} of {STRIPS})",
                 f"A held-out episode. The model sees {strip.num_context_frames} frames, of which the last is shown, "
-                "and the actions that follow; each predicted frame is fed back before the next.",
+                "and the actions that follow; each predicted frame is fed back before the next. Where these frames are "
+                "blurred or stand still, contexts may hold the motion all the same: the probe measures that.",
                 plots.filmstrip(strip.happened, strip.predicted),
             )
             for number, strip in enumerate(self.continuations(device))

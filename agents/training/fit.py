@@ -29,7 +29,7 @@ from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
 MOST_STEPS = 1_000_000
-TRIAL = 0.1  # share of a training's time in which its rate is measured
+TRIAL, LEAST_TRIAL = 0.1, 0.2  # share of a training's time in which its rate is measured, and minutes
 FIRST_EPISODES = 4  # their rate says how many there will be
 PROBE_FRAMES, PROBE_EPISODES = 6000, 8  # about so many frames are fitted on, and no fewer episodes
 
@@ -149,8 +149,10 @@ def _train(training: Callable[[Any], object], settings: RunSettings, stage: str,
     run = RunDirectory(settings.out, settings)
     steps = plan.get(stage)
     if steps is None:
-        print(f"fit: {run.path}: {minutes:.3g} minutes, of which a tenth says how many steps these are", flush=True)
-        began, trial = time.monotonic(), TRIAL * minutes
+        began, trial = time.monotonic(), min(max(TRIAL * minutes, LEAST_TRIAL), minutes / 2)
+        print(
+            f"fit: {run.path}: {minutes:.3g} minutes, {trial:.2g} of them to see how many steps that makes", flush=True
+        )
         training(replace(settings, steps=MOST_STEPS, max_minutes=trial, evaluation_clips=16))
         aside = (time.monotonic() - began) / 60 - trial  # encoding frames, evaluations, pictures
         left = max(minutes / 2, minutes - trial - aside)

@@ -67,7 +67,7 @@ JOBS = {
     "benchmark": Job(
         "agents.benchmark.settings:BenchmarkSettings",
         "agents.benchmark.benchmark:benchmark",
-        "compare contexts with baselines on DMControl-100k",
+        "compare contexts with baselines on DMControl-100k or in any environment",
     ),
     "generate": Job(
         "agents.visualize.settings:GenerateSettings",

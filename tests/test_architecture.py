@@ -66,6 +66,8 @@ def test_imports_run_one_way(module):
     allowed = FOLDERS[: FOLDERS.index(folder(module)) + 1]
     wrong = {name for name in imported_files(FILES[module]) if folder(name) not in allowed}
     assert not wrong, f"{module} imports {sorted(wrong)}"
+    later = set(PACKAGES[PACKAGES.index(module.split(".")[0]) + 1 :])  # what their __init__ hands on, too
+    assert not later & {name.split(".")[0] for name in imports(FILES[module])}
 
 
 def test_no_file_imports_itself_by_way_of_others():

@@ -49,9 +49,9 @@ def test_the_wrapping_line_names_what_differs_from_the_defaults(tmp_path):
     assert line == f'env = PerceiverContextWrapper(make_dmc("cartpole-swingup", render_quality=\'fast\'), "{tmp_path}")'
 
 
-def test_where_there_is_no_state_the_reward_is_what_contexts_are_judged_by(tmp_path, capsys, no_pictures):
+def test_short_episodes_without_a_state_make_a_model_that_is_judged_by_the_reward(tmp_path, capsys, no_pictures):
     data = tmp_path / "data"
-    world = f"--env {WORLD} --env-kwargs shows=grey --size 32"
+    world = "--env tiny_worlds:TinyWorld-v0 --env-kwargs shows=grey --size 32"  # of seven frames
     assert main(f"collect {world} --out {data} --episodes 6 --workers 1".split()) == 0
     assert main(f"fit {world} --out {tmp_path / 'fit'} --minutes 0.1 --data {data}".split()) == 0
     assert "rewards R² " in capsys.readouterr().out

@@ -98,7 +98,7 @@ def test_sections_survive_their_directory(tmp_path):
 def test_sections_of_earlier_versions_load(tmp_path):
     save_section(tmp_path, SECTION)
     content = json.loads((tmp_path / "section.json").read_text())
-    del content["tables"], content["comparisons"]
+    del content["tables"], content["comparisons"], content["verdict"]
     (tmp_path / "section.json").write_text(json.dumps(content))
     assert load_section(tmp_path) == replace(SECTION, tables=(), comparisons=())
 
@@ -136,6 +136,17 @@ def test_report_of_runs_within_a_directory_is_in_order_and_begins_with_the_polic
     chosen = report(ReportSettings(out=str(tmp_path), runs=(str(policy), str(tmp_path / "a")))).read_text()
     assert "<h2>Probe" in chosen
     assert "<h2>Tokenizer" not in chosen
+
+
+@pytest.mark.parametrize(("baseline", "mark"), [(0.5, "verdict"), (0.95, "verdict worse")])
+def test_without_a_policy_the_page_begins_with_what_the_probe_found(tmp_path, baseline, mark):
+    compared = Comparison("rewards", 0.9, baseline, "random weights")
+    save_section(tmp_path / "model", Section("Predictor", "…", comparisons=(Comparison("tokens", 0.1, 0.2, "copy"),)))
+    save_section(tmp_path / "probe", Section("Probe", "…", comparisons=(compared,), verdict="Contexts beat <it>."))
+    (tmp_path / "fit.json").write_text(json.dumps({"next_command": "perceiver-obs train-policy --env A-v0"}))
+    html = report(ReportSettings(out=str(tmp_path))).read_text()
+    assert f'<p class="{mark}">Contexts beat &lt;it&gt;.</p>' in html
+    assert "perceiver-obs train-policy --env A-v0" in html
 
 
 @pytest.mark.parametrize(

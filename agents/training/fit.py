@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from envs.collection.collect import collect
 from envs.collection.settings import CollectSettings
 from envs.env_settings import EnvSettings
 from perceiver_obs.data.rollouts import RolloutDataset, whole_episodes
+from perceiver_obs.data.splits import data_paths, open_datasets, split_episodes
 from perceiver_obs.evaluation.probe import probe
 from perceiver_obs.evaluation.settings import ProbeSettings
 from perceiver_obs.files import write_atomic
 from perceiver_obs.hub import find_pretrained
+from perceiver_obs.objectives.motion import CLIP_LENGTH
 from perceiver_obs.reporting.metrics import read_lines
 from perceiver_obs.reporting.report import FIT_FILE, NEXT_COMMAND, ReportSettings, report
 from perceiver_obs.settings import check_same_settings, read_json, settings_to_dict
@@ -29,7 +31,7 @@ from perceiver_obs.training.train_tokenizer import train_tokenizer
 
 COLLECTING, TOKENIZER, PREDICTOR = 0.2, 0.25, 0.45  # shares of the time; probe and report have the rest
 MOST_STEPS = 1_000_000
-TRIAL = 0.1  # share of a training's time in which its rate is measured
+TRIAL, LEAST_TRIAL = 0.1, 0.2  # share of a training's time in which its rate is measured, and minutes
 FIRST_EPISODES = 4  # their rate says how many there will be
 PROBE_FRAMES, PROBE_EPISODES = 6000, 8  # about so many frames are fitted on, and no fewer episodes
 
@@ -49,26 +51,45 @@ def fit(settings: FitSettings) -> Path:
         find_pretrained(settings.begin_with)  # named before any work
     data = [*map(str, settings.data)] or [str(_collected(settings, plan))]
     model = settings.out / "model"
-    predictor = TrainPredictorSettings(data=tuple(data), out=str(model), seed=settings.seed)
+    longest = _longest_clip(data)
+    predictor = TrainPredictorSettings(
+        data=tuple(data),
+        out=str(model),
+        clip_length=min(TrainPredictorSettings.clip_length, longest),
+        seed=settings.seed,
+    )
     share = PREDICTOR
     if settings.begin_with is not None:
         predictor = replace(predictor, begin_with=settings.begin_with)
         share += TOKENIZER
     else:
-        tokenizer = TrainTokenizerSettings(data=tuple(data), out=str(settings.out / "tokenizer"), seed=settings.seed)
+        tokenizer = TrainTokenizerSettings(
+            data=tuple(data),
+            out=str(settings.out / "tokenizer"),
+            motion_weight=TrainTokenizerSettings.motion_weight if longest >= CLIP_LENGTH else 0.0,
+            seed=settings.seed,
+        )
         _train(train_tokenizer, tokenizer, "tokenizer", TOKENIZER * settings.minutes, plan)
         predictor = replace(predictor, tokenizer=tokenizer.out)
     _train(train_predictor, predictor, "model", share * settings.minutes, plan)
     judged = settings.out / "probe"
     if not (judged / "probe.json").is_file():
         print(f"fit: {judged}: what the contexts carry", flush=True)
-        lengths = [length for path in data for length in RolloutDataset(path).lengths]
+        paths = data_paths(data)
+        lengths = [length for path in paths for length in RolloutDataset(path).lengths]
         episodes = max(PROBE_EPISODES, PROBE_FRAMES * len(lengths) // sum(lengths))
-        probe(ProbeSettings(str(model), tuple(data), out=str(judged), max_episodes=episodes, seed=settings.seed))
+        probe(ProbeSettings(str(model), tuple(paths), out=str(judged), max_episodes=episodes, seed=settings.seed))
     report(ReportSettings(out=str(settings.out), title=settings.env_name))
     print(f"fit: {model}. Wrap the environment:\n    {wrapping_line(settings, model)}")
     print(f"or train a policy in it:\n    {policy_command(settings, model)}")
     return model
+
+
+def _longest_clip(data: Sequence[str]) -> int:
+    """Frames of the longest clip that there is of every dataset, both to train on and held out."""
+    datasets, _ = open_datasets(data)
+    parts = [(each, part) for each in datasets for part in split_episodes(each, RunSettings.held_out_fraction)]
+    return min(max(dataset.lengths[position] for position in part) for dataset, part in parts)
 
 
 def policy_command(settings: FitSettings, model: Path) -> str:
@@ -149,8 +170,10 @@ def _train(training: Callable[[Any], object], settings: RunSettings, stage: str,
     run = RunDirectory(settings.out, settings)
     steps = plan.get(stage)
     if steps is None:
-        print(f"fit: {run.path}: {minutes:.3g} minutes, of which a tenth says how many steps these are", flush=True)
-        began, trial = time.monotonic(), TRIAL * minutes
+        began, trial = time.monotonic(), min(max(TRIAL * minutes, LEAST_TRIAL), minutes / 2)
+        print(
+            f"fit: {run.path}: {minutes:.3g} minutes, {trial:.2g} of them to see how many steps that makes", flush=True
+        )
         training(replace(settings, steps=MOST_STEPS, max_minutes=trial, evaluation_clips=16))
         aside = (time.monotonic() - began) / 60 - trial  # encoding frames, evaluations, pictures
         left = max(minutes / 2, minutes - trial - aside)

@@ -179,5 +179,5 @@ class PredictorStage(Stage):
             video = torch.from_numpy(clips.frames(places)).to(device)
             actions = torch.from_numpy(clips.actions(places)).to(device) if self.settings.read_actions else None
             contexts.append(self.model.extract_context(video, actions)[:, num_partial:].flatten(0, 1))
-        first_timescale = torch.cat(contexts)[:, : len(self.model.context_mean)]
-        self.model.set_context_statistics(first_timescale.mean(0), first_timescale.std(0))
+        every = torch.cat(contexts)
+        self.model.set_context_statistics(every.mean(0), every.std(0))

@@ -94,7 +94,10 @@ class CausalPerceiverEncoder(nn.Module):
         inputs = inputs + self.input_mlp(inputs)
         new = self.cross_attention.to_keys_values(self.input_norm(inputs))
         index = torch.arange(new.shape[1], device=new.device)[None]
-        index = index if first is None else index + first[:, None]
+        if first is not None:
+            index = index + first[:, None]
+        elif hidden is not None:
+            index = index.expand(len(hidden), -1)
         if rings is None:
             latents = self._attend(new, self._biases(index if only is None else index[:, only], [], index, hidden))
             return latents, ()

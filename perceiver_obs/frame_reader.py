@@ -199,8 +199,8 @@ class FrameReader(nn.Module):
                 actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
             of_actions = self.action_adapter(actions, led[:, :-1].to(observed.device), (batch, frames))
             inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
-        latents, rings = self.encoder(inputs, rings, first, only, hidden)
-        contexts = self.to_context(latents.mean(dim=-2)).flatten(2)
+        means, rings = self.encoder(inputs, rings, first, only, hidden)
+        contexts = self.to_context(means).flatten(2)
         if state is None:
             return contexts, None
         return contexts, ContextState(seen + frames, state.convolutions, past, rings)

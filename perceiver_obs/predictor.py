@@ -47,8 +47,9 @@ class PerceiverTokenPredictor(FrameReader):
         frame_shape: `(C, H, W)` of frames that the Perceiver reads by a convolutional network of its own
             (`FrameAdapter`, trained end to end), in place of their tokens, as `inputs_per_frame` inputs each. None
             reads tokens.
-        strides: of the timescales, in frames: each has `num_latents` latents of its own, which read `sequence_length`
-            frames of the past whose index in the episode is a multiple of the stride, and contexts are concatenated.
+        strides: of the timescales, in frames: each has latents of its own (`num_latents` the first, half as many the
+            others), which read `sequence_length` frames of the past whose index in the episode is a multiple of the
+            stride, and contexts are concatenated.
 
     Attributes:
         context_dim: width of the contexts, all timescales together.

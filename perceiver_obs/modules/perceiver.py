@@ -18,15 +18,18 @@ class CausalPerceiverEncoder(nn.Module):
     """Latents of frame t: cross-attention to the inputs of frames up to t, then self-attention.
 
     All mixing over time happens in that one cross-attention. Every timescale has latents of its own, which read the
-    frames of its stride. Time enters as a learned bias for each head, latent and age of a frame in strides (relative
+    frames of its stride and attend to one another alone; their mean is what the timescale gives. Time enters as a learned bias for each head, latent and age of a frame in strides (relative
     positions, as in T5, arXiv:1910.10683), and keys and values of a frame are computed once, for all timescales.
 
     Args:
-        num_latents: N latents of each timescale.
+        num_latents: latents N of the first timescale. Further ones have half as many: they see the frame again only
+            to put the past in relation to it, and all together must stay cheap.
         channels: C.
         window: frames W that the latents of each timescale read.
         strides: of the timescales, R of them.
     """
+
+    of_one_timescale: Tensor | None
 
     def __init__(
         self,
@@ -51,25 +54,35 @@ class CausalPerceiverEncoder(nn.Module):
         self.age_bias = nn.Parameter(_spread_over_ages(num_cross_attention_heads, num_latents, window))
         self.dropout = TrainingDropout(dropout)
         self.mlp = MLP(channels, widening_factor, dropout)
-        self.blocks = nn.Sequential(
-            *(
-                SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
-                for _ in range(num_self_attention_layers)
-            )
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
+            for _ in range(num_self_attention_layers)
         )
         self.norm = nn.LayerNorm(channels)
         # Those of the first timescale bear the names that models of one timescale have.
-        self.further_latents = nn.ParameterList(torch.randn(num_latents, channels) for _ in strides[1:])
-        self.further_biases = nn.ParameterList(self.age_bias.detach().clone() for _ in strides[1:])
+        fewer = max(1, num_latents // 2)
+        self.further_latents = nn.ParameterList(torch.randn(fewer, channels) for _ in strides[1:])
+        self.further_biases = nn.ParameterList(
+            _spread_over_ages(num_cross_attention_heads, fewer, window) for _ in strides[1:]
+        )
+        timescale = torch.tensor([number for number, bias in enumerate(self.all_biases) for _ in range(bias.shape[1])])
+        of_one_timescale = timescale[:, None] == timescale if len(strides) > 1 else None
+        self.register_buffer("of_one_timescale", of_one_timescale, persistent=False)
 
     @property
     def all_latents(self) -> Tensor:
-        """`[R * N, C]`."""
+        """Those of all timescales in a row, `[M, C]`."""
         return torch.cat([self.latents, *self.further_latents])
 
     @property
+    def alike(self) -> list[tuple[int, int]]:
+        """How many timescales in a row have how many latents each."""
+        further = len(self.further_latents)
+        return [(1, len(self.latents)), *([(further, len(self.further_latents[0]))] if further else [])]
+
+    @property
     def all_biases(self) -> list[nn.Parameter]:
-        """`[heads, N, W]` of each timescale."""
+        """`[heads, latents, W]` of each timescale."""
         return [self.age_bias, *self.further_biases]
 
     def forward(
@@ -80,14 +93,14 @@ class CausalPerceiverEncoder(nn.Module):
         only: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Rings]:
-        """Latents `[B, T, R, N, C]` of inputs `[B, T, P, C]`, P inputs a frame, and the rings to go on from.
+        """Means of latents `[B, T, R, C]` of inputs `[B, T, P, C]`, P inputs a frame, and the rings to go on from.
 
         Args:
             rings: keys and values `[B, length, P, 2C]` of frames before, for each timescale, for streaming. None reads
                 the clip alone, and returns none.
             first: int64 `[B]`, the index of the first of these frames in its episode; None for 0. Frames of negative
                 index do not exist, and their latents mean nothing.
-            only: int64 `[A]`, frames to compute latents of, instead of all T.
+            only: int64 `[A]`, frames whose latents are computed, instead of all T.
             hidden: int64 `[B]`, how many of the frames before its own a latent of stride 1 does not see.
         """
         # Binds what a token is to where it is: attention alone averages over the two separately.
@@ -107,7 +120,7 @@ class CausalPerceiverEncoder(nn.Module):
         return self._attend(torch.cat([*rings, new], dim=1), biases), following
 
     def _biases(self, current: Tensor, held: Sequence[Tensor], index: Tensor, hidden: Tensor | None) -> Tensor:
-        """Attention bias `[B or 1, heads, A, R * N, S]` of frames `current` `[B or 1, A]`.
+        """Attention bias `[B or 1, heads, A, M, S]` of frames `current` `[B or 1, A]`.
 
         It is towards the S frames that the rings of the timescales hold, `held` `[B, length]` each, and after them
         those of `index` `[B or 1, T]`, which all timescales read.
@@ -128,14 +141,17 @@ class CausalPerceiverEncoder(nn.Module):
         return torch.cat(biases, dim=3)
 
     def _attend(self, keys_values: Tensor, biases: Tensor) -> Tensor:
-        """Latents `[B, A, R, N, C]` by keys and values `[B, S, P, 2C]` and biases `[B or 1, heads, A, R * N, S]`."""
+        """Means `[B, A, R, C]` by keys and values `[B, S, P, 2C]` and biases `[B or 1, heads, A, M, S]`."""
         frames, per_frame = biases.shape[2], keys_values.shape[2]
         mask = biases[..., None].expand(*biases.shape, per_frame).flatten(-2).flatten(2, 3)
         latents = self.all_latents.expand(frames, -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
         latents = latents + self.dropout(self.cross_attention(latents, keys_values.flatten(1, 2), mask))
-        latents = latents + self.mlp(latents)
-        by_scale = latents.unflatten(1, (frames, len(self.timescales), -1))
-        return self.norm(self.blocks(by_scale.flatten(0, 2))).view_as(by_scale)
+        latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
+        for block in self.blocks:
+            latents = block(latents, self.of_one_timescale)
+        latents = self.norm(latents).unflatten(0, (len(keys_values), -1))
+        groups = latents.split([timescales * number for timescales, number in self.alike], dim=2)
+        return torch.cat([group.unflatten(2, size).mean(dim=3) for group, size in zip(groups, self.alike)], dim=2)
 
 
 def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:

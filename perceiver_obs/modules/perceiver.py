@@ -114,10 +114,20 @@ class CausalPerceiverEncoder(nn.Module):
         if rings is None:
             latents = self._attend(new, self._biases(index if only is None else index[:, only], [], index, hidden))
             return latents, ()
-        seen = index[:, 0]
-        biases = self._biases(index, [scale.held(seen) for scale in self.timescales], index, hidden)
-        following = tuple(scale.push(ring, new, seen) for scale, ring in zip(self.timescales, rings, strict=True))
-        return self._attend(torch.cat([*rings, new], dim=1), biases), following
+        memory = torch.cat([*rings, new], dim=1)
+        biases = self._biases(index, [scale.held(index[:, 0]) for scale in self.timescales], index, hidden)
+        return self._attend(memory, biases), self._following(memory, index)
+
+    def _following(self, memory: Tensor, index: Tensor) -> Rings:
+        """Rings after frames `index` `[B, T]`, which are the last of a memory `[B, S, P, 2C]`, behind all rings."""
+        rows, rings, begin = torch.arange(len(memory), device=memory.device)[:, None], [], 0
+        shared = memory.shape[1] - index.shape[1]
+        for scale in self.timescales:
+            place = scale.following(index[:, 0], index.shape[1])
+            place = place + torch.where(place < scale.length, begin, shared - scale.length)
+            rings.append(memory[rows, place])
+            begin += scale.length
+        return tuple(rings)
 
     def _biases(self, current: Tensor, held: Sequence[Tensor], index: Tensor, hidden: Tensor | None) -> Tensor:
         """Attention bias `[B or 1, heads, A, M, S]` of frames `current` `[B or 1, A]`.

@@ -61,15 +61,11 @@ class Timescale:
         back = torch.arange(self.length - 1, -1, -1, device=seen.device)
         return (_whole(seen[:, None] - 1, self.stride) - back) * self.stride
 
-    def push(self, ring: Tensor, new: Tensor, seen: Tensor) -> Tensor:
-        """The ring `[B, length, ...]` after the next T frames `[B, T, ...]`, `seen` `[B]` frames having come before."""
-        frames = new.shape[1]
-        if self.stride == 1:
-            return torch.cat([ring[:, frames:], new[:, max(0, frames - self.length) :]], dim=1)
-        wanted, newest = self.held(seen + frames), _whole(seen[:, None] - 1, self.stride) * self.stride
+    def following(self, seen: Tensor, frames: int) -> Tensor:
+        """Places `[B, length]` of what a ring holds after `frames` more: within the ring, and behind it these frames."""
+        wanted, newest = self.held(seen + frames), self.held(seen)[:, -1:]
         in_ring = self.length - 1 - _whole(newest - wanted, self.stride)
-        place = torch.where(wanted >= seen[:, None], wanted - seen[:, None] + self.length, in_ring)
-        return torch.cat([ring, new], dim=1)[torch.arange(len(ring), device=ring.device)[:, None], place]
+        return torch.where(wanted >= seen[:, None], wanted - seen[:, None] + self.length, in_ring)
 
 
 def _whole(x: Tensor, stride: int) -> Tensor:

@@ -132,7 +132,9 @@ class FrameReader(nn.Module):
         seen = torch.zeros(batch_size, dtype=torch.long, device=latents.device)
         return ContextState(seen, convolutions, adapter, keys_values)
 
-    def advance(self, videos: Tensor, state: ContextState, actions: Tensor | None = None) -> tuple[Tensor, ContextState]:
+    def advance(
+        self, videos: Tensor, state: ContextState, actions: Tensor | None = None
+    ) -> tuple[Tensor, ContextState]:
         """Contexts `[B, T, D]` of the next T frames `[B, T, C, H, W]` of running episodes, and the state after them.
 
         Args:
@@ -168,7 +170,7 @@ class FrameReader(nn.Module):
         first: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, ContextState | None]:
-        """Contexts `[B, T, D]`, the mean of each frame's latents at each timescale, of what `observe` gives of T frames.
+        """Contexts `[B, T, D]`, the means of latents at each timescale, of what `observe` gives for T frames.
 
         Args:
             actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.

@@ -219,9 +219,7 @@ def _latents(graph: OnnxGraph, encoder: CausalPerceiverEncoder, inputs: str, per
     return _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
 
 
-def _attended(
-    graph: OnnxGraph, timescale: Timescale, read: str, age_bias: Array, channels: int, per_frame: int
-) -> str:
+def _attended(graph: OnnxGraph, timescale: Timescale, read: str, age_bias: Array, channels: int, per_frame: int) -> str:
     """What a timescale's latents attend to, `[B, heads, N, C / heads]`.
 
     Args:

@@ -18,8 +18,9 @@ class CausalPerceiverEncoder(nn.Module):
     """Latents of frame t: cross-attention to the inputs of frames up to t, then self-attention.
 
     All mixing over time happens in that one cross-attention. Every timescale has latents of its own, which read the
-    frames of its stride and attend to one another alone; their mean is what the timescale gives. Time enters as a learned bias for each head, latent and age of a frame in strides (relative
-    positions, as in T5, arXiv:1910.10683), and keys and values of a frame are computed once, for all timescales.
+    frames of its stride and attend to one another alone; their mean is what the timescale gives. Time enters as a
+    learned bias for each head, latent and age of a frame in strides (relative positions, as in T5, arXiv:1910.10683),
+    and keys and values of a frame are computed once, for all timescales.
 
     Args:
         num_latents: latents N of the first timescale. Further ones have half as many: they see the frame again only

@@ -62,7 +62,7 @@ class Timescale:
         return (_whole(seen[:, None] - 1, self.stride) - back) * self.stride
 
     def following(self, seen: Tensor, frames: int) -> Tensor:
-        """Places `[B, length]` of what a ring holds after `frames` more: within the ring, and behind it these frames."""
+        """Places `[B, length]` of what a ring holds after `frames` more, among those in it and these behind them."""
         wanted, newest = self.held(seen + frames), self.held(seen)[:, -1:]
         in_ring = self.length - 1 - _whole(newest - wanted, self.stride)
         return torch.where(wanted >= seen[:, None], wanted - seen[:, None] + self.length, in_ring)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 from onnx import TensorProto
-from torch import nn
+from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.modules.attention import MLP, Attention, SelfAttentionBlock
@@ -186,19 +186,19 @@ def _frame_norm(graph: OnnxGraph, x: str, norm: FrameNorm, shape: Shape) -> str:
 
 
 def _latents(graph: OnnxGraph, encoder: CausalPerceiverEncoder, inputs: str, per_frame: int) -> str:
-    """Latents `[B * M, C]` after cross-attention, those of all timescales in a row, of inputs `[B * P, C]`."""
+    """Latents `[B * M, C]`, those of all timescales in a row, before their last norm, of inputs `[B * P, C]`."""
     attention, channels = encoder.cross_attention, encoder.latents.shape[1]
     heads = attention.num_heads
     inputs = _mlp(graph, inputs, encoder.input_mlp)
 
     # The latents' queries are constant: in place of keys, the memory holds every latent's score for every input.
-    biases = [array(bias) for bias in encoder.all_biases]
-    rows = np.cumsum([bias.shape[1] for bias in biases])
-    queries = array(attention.queries(attention.norm(encoder.all_latents))).reshape(rows[-1], heads, -1)
+    queries = array(attention.queries(attention.norm(encoder.all_latents)))
+    number = len(queries)
+    queries = queries.reshape(number, heads, -1)
     queries /= queries.shape[-1] ** 0.5
     weights, bias = weights_of(attention.to_keys_values)
     key_weights, key_bias = weights[:channels].reshape(heads, -1, channels), bias[:channels].reshape(heads, -1)
-    of_timescales = np.split(queries, rows[:-1])
+    of_timescales = np.split(queries, np.cumsum(encoder.counts)[:-1])
     score_weights = [np.einsum("nhd,hdc->hnc", own, key_weights).reshape(-1, channels) for own in of_timescales]
     score_bias = [np.einsum("nhd,hd->hn", own, key_bias).reshape(-1) for own in of_timescales]
     weights, bias = np.concatenate([*score_weights, weights[channels:]]), np.concatenate([*score_bias, bias[channels:]])
@@ -206,17 +206,21 @@ def _latents(graph: OnnxGraph, encoder: CausalPerceiverEncoder, inputs: str, per
     read = graph("Transpose", read, perm=[0, 2, 1])
 
     each = [read]
-    if len(biases) > 1:
+    if len(encoder.counts) > 1:
         sizes = np.array([*map(len, score_bias), channels])
         *scores, values = graph("Split", read, sizes, outputs=len(sizes), axis=1)
         each = [graph("Concat", own, values, axis=1) for own in scores]
-    given = zip(encoder.timescales, each, biases, strict=True)
-    attended = [_attended(graph, timescale, own, bias, channels, per_frame) for timescale, own, bias in given]
+    given = zip(encoder.timescales, each, encoder.all_biases, strict=True)
+    attended = [_attended(graph, timescale, own, array(bias), channels, per_frame) for timescale, own, bias in given]
     joined = graph("Concat", *attended, axis=2) if len(attended) > 1 else attended[0]
     joined = graph.reshape(graph("Transpose", joined, perm=[0, 2, 1, 3]), 0, -1, channels)
     weights, bias = weights_of(attention.out)
     latents = graph("Add", graph("MatMul", joined, weights.T), array(encoder.all_latents) + bias)
-    return _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
+    latents = _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
+    for block in encoder.blocks:
+        assert isinstance(block, SelfAttentionBlock)
+        latents = _mlp(graph, _self_attention(graph, latents, block.attention, encoder.alike, number), block.mlp)
+    return latents
 
 
 def _attended(graph: OnnxGraph, timescale: Timescale, read: str, age_bias: Array, channels: int, per_frame: int) -> str:
@@ -252,42 +256,29 @@ def _attended(graph: OnnxGraph, timescale: Timescale, read: str, age_bias: Array
 
 
 def _contexts(graph: OnnxGraph, model: CausalPerceiverIO, latents: str) -> str:
-    """Contexts `[B, context_dim]` of latents `[B * M, C]`."""
+    """Contexts `[B, context_dim]` of latents `[B * M, C]`, before their last norm."""
     encoder, to_context = model.predictor.encoder, model.predictor.to_context
     mean, scale = array(model.context_mean), array(model.context_scale)
-    total, channels = encoder.all_latents.shape
-    several, linear = len(model.timescales) > 1, not isinstance(to_context, nn.Identity)
     weight, bias = weights_of(encoder.norm)
+    several, linear = len(model.timescales) > 1, not isinstance(to_context, nn.Identity)
     if not (several or linear):
         weight, bias = weight / scale, (bias - mean) / scale
-
-    def means(latents: str, number: int) -> str:
-        """`[X, C]` of latents `[X * number, C]`, each timescale's refined by themselves."""
-        for block in encoder.blocks:
-            assert isinstance(block, SelfAttentionBlock)
-            latents = _mlp(graph, _self_attention(graph, latents, block.attention, number), block.mlp)
-        latents = graph.reshape(latents, -1, number, channels)
-        latents = graph("LayerNormalization", latents, weight, bias, epsilon=encoder.norm.eps)
-        return graph("ReduceMean", latents, np.array([1]), keepdims=0)
-
-    if not several:
-        contexts = means(latents, total)
-        if linear:
-            weight, bias = weights_of(to_context)
-            contexts = graph.linear(contexts, weight / scale[:, None], (bias - mean) / scale)
-        return contexts
-    sizes = np.array([timescales * number for timescales, number in encoder.alike])
-    groups = graph("Split", graph.reshape(latents, -1, total, channels), sizes, outputs=len(sizes), axis=1)
-    parts = []
-    for group, (timescales, number) in zip(groups, encoder.alike):
-        part = means(graph.reshape(group, -1, channels), number)
-        parts.append(graph.reshape(part, -1, timescales * channels))
-    contexts = graph("Concat", *parts, axis=1)
+    latents = graph.reshape(latents, -1, *encoder.all_latents.shape)
+    latents = graph("LayerNormalization", latents, weight, bias, epsilon=encoder.norm.eps)
+    if several:
+        means = np.repeat(np.eye(len(encoder.counts)), encoder.counts, axis=1) / np.array(encoder.counts)[:, None]
+        contexts = graph.reshape(graph("MatMul", means, latents), -1, len(weight))
+    else:
+        contexts = graph("ReduceMean", latents, np.array([1]), keepdims=0)
     if linear:
-        contexts = graph.linear(graph.reshape(contexts, -1, channels), *weights_of(to_context))
-        contexts = graph.reshape(contexts, -1, model.context_dim)
-    # Each timescale has statistics of its own, so these cannot be merged into the layers that they share.
-    return graph("Add", graph("Mul", contexts, 1 / scale), -mean / scale)
+        weight, bias = weights_of(to_context)
+        if not several:
+            weight, bias = weight / scale[:, None], (bias - mean) / scale
+        contexts = graph.linear(contexts, weight, bias)
+    if several:  # each has statistics of its own, which cannot be merged into layers that they share
+        contexts = graph("Mul", graph.reshape(contexts, -1, model.context_dim), 1 / scale)
+        contexts = graph("Add", contexts, -mean / scale)
+    return contexts
 
 
 def _mlp(graph: OnnxGraph, x: str, mlp: MLP) -> str:
@@ -298,12 +289,15 @@ def _mlp(graph: OnnxGraph, x: str, mlp: MLP) -> str:
     return graph("Add", x, graph.linear(hidden, *weights_of(narrow)))
 
 
-def _self_attention(graph: OnnxGraph, x: str, attention: Attention, number: int) -> str:
-    """Attention of each row's N latents `[B * N, C]` to one another, around its skip."""
+def _self_attention(graph: OnnxGraph, x: str, attention: Attention, alike: Tensor | None, number: int) -> str:
+    """Attention of each row's M latents `[B * M, C]` to one another, or where `alike` `[M, M]`, around its skip."""
     channels = attention.out.in_features
     both = zip(weights_of(attention.queries), weights_of(attention.to_keys_values))
     weights, bias = (np.concatenate(pair) for pair in both)
     normed = graph.reshape(graph.norm(x, attention.norm), -1, number, channels)
-    attended = graph("Attention", normed, weights.T, bias, num_heads=attention.num_heads, domain=CONTRIB)
+    given = [normed, weights.T, bias]
+    if alike is not None:
+        given += ["", "", np.where(alike.cpu().numpy(), 0.0, -np.inf)[None, None]]  # no mask index, no past
+    attended = graph("Attention", *given, num_heads=attention.num_heads, domain=CONTRIB)
     attended = graph.reshape(attended, -1, channels)
     return graph("Add", x, graph.linear(attended, *weights_of(attention.out)))

@@ -28,9 +28,13 @@ class CausalPerceiverEncoder(nn.Module):
         channels: C.
         window: frames W that the latents of each timescale read.
         strides: of the timescales, R of them.
+
+    Attributes:
+        counts: latents of each timescale, M of all.
+        alike: bool `[M, M]`, which latents are of one timescale; None where all are.
     """
 
-    of_one_timescale: Tensor | None
+    alike: Tensor | None
 
     def __init__(
         self,
@@ -66,20 +70,15 @@ class CausalPerceiverEncoder(nn.Module):
         self.further_biases = nn.ParameterList(
             _spread_over_ages(num_cross_attention_heads, fewer, window) for _ in strides[1:]
         )
-        timescale = torch.tensor([number for number, bias in enumerate(self.all_biases) for _ in range(bias.shape[1])])
-        of_one_timescale = timescale[:, None] == timescale if len(strides) > 1 else None
-        self.register_buffer("of_one_timescale", of_one_timescale, persistent=False)
+        self.counts = [num_latents, *(fewer for _ in strides[1:])]
+        timescale = torch.tensor([number for number, count in enumerate(self.counts) for _ in range(count)])
+        alike = timescale[:, None] == timescale if len(strides) > 1 else None
+        self.register_buffer("alike", alike, persistent=False)
 
     @property
     def all_latents(self) -> Tensor:
         """Those of all timescales in a row, `[M, C]`."""
         return torch.cat([self.latents, *self.further_latents])
-
-    @property
-    def alike(self) -> list[tuple[int, int]]:
-        """How many timescales in a row have how many latents each."""
-        further = len(self.further_latents)
-        return [(1, len(self.latents)), *([(further, len(self.further_latents[0]))] if further else [])]
 
     @property
     def all_biases(self) -> list[nn.Parameter]:
@@ -159,10 +158,9 @@ class CausalPerceiverEncoder(nn.Module):
         latents = latents + self.dropout(self.cross_attention(latents, keys_values.flatten(1, 2), mask))
         latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
         for block in self.blocks:
-            latents = block(latents, self.of_one_timescale)
+            latents = block(latents, self.alike)
         latents = self.norm(latents).unflatten(0, (len(keys_values), -1))
-        groups = latents.split([timescales * number for timescales, number in self.alike], dim=2)
-        return torch.cat([group.unflatten(2, size).mean(dim=3) for group, size in zip(groups, self.alike)], dim=2)
+        return torch.stack([own.mean(dim=2) for own in latents.split(self.counts, dim=2)], dim=2)
 
 
 def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:

@@ -295,7 +295,7 @@ def _self_attention(graph: OnnxGraph, x: str, attention: Attention, alike: Tenso
     both = zip(weights_of(attention.queries), weights_of(attention.to_keys_values))
     weights, bias = (np.concatenate(pair) for pair in both)
     normed = graph.reshape(graph.norm(x, attention.norm), -1, number, channels)
-    given = [normed, weights.T, bias]
+    given: list[str | Array] = [normed, weights.T, bias]
     if alike is not None:
         given += ["", "", np.where(alike.cpu().numpy(), 0.0, -np.inf)[None, None]]  # no mask index, no past
     attended = graph("Attention", *given, num_heads=attention.num_heads, domain=CONTRIB)

@@ -33,6 +33,7 @@ BARS = (
     ("small, 16 rows, over the floor", "small, {} / floor, 16 rows", "≤ 3", 2),
     ("steps a second with contexts over bare, standard", "steps per second with contexts / bare, standard", "≥ 0.8", 2),
     ("steps a second with contexts over bare, fast", "steps per second with contexts / bare, fast", "≥ 0.5", 2),
+    ("small, all timescales over fast alone", "all timescales / fast alone", "≤ 1.3", 2),
     ("frame 10,000 over frame 100", "frame 10,000 / frame 100", "1 ± 0.05", 3),
 )
 

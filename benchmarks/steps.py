@@ -21,6 +21,7 @@ from transformers import ResNetConfig, ResNetModel
 from agents import VecPerceiverContext
 from envs import make_dmc
 from perceiver_obs import CausalPerceiverIO, ContextEncoder, PerceiverContextWrapper
+from perceiver_obs.modules.timescales import STRIDES
 from perceiver_obs.settings import Backend
 from perceiver_obs.step_graph import step_graph
 
@@ -62,6 +63,11 @@ def recompute_step(model: CausalPerceiverIO) -> Callable[[], object]:
 def with_window(model: CausalPerceiverIO, window: int) -> CausalPerceiverIO:
     """A model of the same size that sees more frames, with random weights."""
     return CausalPerceiverIO(**{**model.config(), "video_shape": (window, *model.video_shape[1:])}).eval()
+
+
+def with_all_timescales(model: CausalPerceiverIO) -> CausalPerceiverIO:
+    """A model of the same size that reads the past at further strides too, with random weights."""
+    return CausalPerceiverIO(**{**model.config(), "timescales": tuple(STRIDES)}).eval()
 
 
 def network_step(network: nn.Module, shape: tuple[int, ...]) -> Callable[[], object]:
@@ -204,7 +210,7 @@ def python_growth(model: CausalPerceiverIO) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     model = CausalPerceiverIO.from_pretrained("dmc-small")
-    longer = with_window(model, LONG_WINDOW)
+    longer, remembering = with_window(model, LONG_WINDOW), with_all_timescales(model)
     published = {name: CausalPerceiverIO(**PUBLISHED, use_3d_conv=name == "3d").eval() for name in ("2d", "3d")}
     qualities = ("standard", "fast")
     envs = {quality: make_dmc("walker-walk", render_quality=quality) for quality in qualities}
@@ -216,6 +222,7 @@ def main() -> None:
     timings = time_in_turns(
         {
             **{f"small, {b}": push_step(model, 1, b, warm_up=100) for b in BACKENDS},
+            **{f"small, {b}, all timescales": push_step(remembering, 1, b, warm_up=100) for b in BACKENDS},
             **{f"small, {b}, after 10,000 frames": push_step(model, 1, b, warm_up=10_000) for b in BACKENDS},
             **{f"small, {b}, {ROWS} rows": push_step(model, ROWS, b, warm_up=20) for b in BACKENDS},
             f"small, {ROWS} rows, the model alone": model_step(model, ROWS),
@@ -259,6 +266,7 @@ def main() -> None:
             f"small, {b} / fast env step": one / ms["env step, fast"],
             f"small, {b} / floor": one / floors[1],
             f"small, {b} / floor, {ROWS} rows": many / floors[ROWS],
+            f"all timescales / fast alone, {b}": ms[f"small, {b}, all timescales"] / one,
             f"frame 10,000 / frame 100, {b}": ms[f"small, {b}, after 10,000 frames"] / one,
             f"steps per second with contexts / bare, standard, {b}": ms["env step, standard"]
             / ms[f"env step with contexts, standard, {b}"],

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perceiver_obs.actions import ActionEncoding
-    from perceiver_obs.causal_perceiver import CausalPerceiverIO, ContextState
+    from perceiver_obs.causal_perceiver import CausalPerceiverIO
     from perceiver_obs.context_encoder import ContextEncoder
+    from perceiver_obs.frame_reader import ContextState
     from perceiver_obs.hub import bundled_models
     from perceiver_obs.predictor import PerceiverTokenPredictor
     from perceiver_obs.tokenizer import TokenizerOutput, VQPTTokenizer
@@ -19,7 +20,7 @@ _MODULES = {
     "ActionEncoding": "actions",
     "CausalPerceiverIO": "causal_perceiver",
     "ContextEncoder": "context_encoder",
-    "ContextState": "causal_perceiver",
+    "ContextState": "frame_reader",
     "PerceiverContextVectorWrapper": "wrappers",
     "PerceiverContextWrapper": "wrappers",
     "PerceiverTokenPredictor": "predictor",

@@ -1,42 +1,22 @@
 """The whole model: video in, one context vector per frame out, offline or frame by frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from perceiver_obs.frame_reader import ReaderState
+from perceiver_obs.frame_reader import ContextState
 from perceiver_obs.generation import GenerationMode
 from perceiver_obs.hub import Pretrained
 from perceiver_obs.modules.quantizer import QuantizerKind
-from perceiver_obs.modules.streaming import StreamingState
-from perceiver_obs.modules.timescales import Timescales
+from perceiver_obs.modules.timescales import strides_of
 from perceiver_obs.modules.video import check_tensor
 from perceiver_obs.predictor import PerceiverTokenPredictor
 from perceiver_obs.presets import preset
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 MIN_CONTEXT_SCALE = 0.1  # latents are normalised to about 1 before they are averaged
-
-
-@dataclass(frozen=True)
-class ContextState(StreamingState):
-    """All that streaming remembers of the frames so far, for each row of a batch. A value: steps return new ones.
-
-    Attributes:
-        reader: last inputs of the convolutions, keys and values of the Perceiver.
-        recent: `[B, longest timescale - 1, D]` contexts for averaging.
-    """
-
-    reader: ReaderState
-    recent: Tensor
-
-    @property
-    def seen(self) -> Tensor:
-        """Frames since each row's episode began, `[B]` int64."""
-        return self.reader.seen
 
 
 class CausalPerceiverIO(nn.Module, Pretrained):
@@ -55,14 +35,18 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         num_codes, downsample, code_dim, base_channels, use_3d_conv, num_quantizers, commitment_weight,
             diversity_weight, quantizer, codebook_decay, stem_stride: see `VQPTTokenizer`.
         context_dim: width D of the contexts at each timescale; `num_latent_channels` unless given.
-        timescales: names among "fast" (every frame), "medium" (mean of 4 frames) and "slow" (mean of 16 frames)
-            whose contexts are concatenated; none means "fast" alone.
+        timescales: names among "fast" (reads every frame of the past), "medium" (every 4th) and "slow" (every 16th),
+            whose contexts are concatenated; none means "fast" alone. Each has latents of its own, which read the frame
+            itself and up to T frames of its stride: those whose index in the episode is a multiple of it.
         frame_contract: how the frames that the model was trained on were made (size, channels, action_repeat,
             camera, render_quality, tasks, data_fingerprint); saved with the weights.
 
     Attributes:
+        timescales: their names, in the order of the contexts.
         context_dim: width of what `extract_context` and `step` return, all timescales together.
-        receptive_field: frames that a context depends on, its own included.
+        receptive_field: frames that a context may depend on, its own included.
+        period: the longest stride of the timescales. Contexts are computed anew from the last `receptive_field` frames
+            or more, beginning at one whose index in the episode is a multiple of it.
     """
 
     FORMER_ARGUMENTS: ClassVar[dict[str, Any]] = {"temporal_downsample": False}
@@ -116,7 +100,7 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             )
         if reads not in ("tokens", "frames"):
             raise ValueError(f"reads must be 'tokens' or 'frames', got {reads!r}")
-        self.timescales = Timescales(timescales)
+        self.timescales = tuple(timescales) or ("fast",)
         self.video_shape = (frames, channels, height, width)
         self.action_dim = action_dim
         self.frame_contract = dict(frame_contract or {})
@@ -153,12 +137,12 @@ class CausalPerceiverIO(nn.Module, Pretrained):
             inputs_per_frame=inputs_per_frame,
             keypoints=keypoints,
             frame_shape=(channels, height, width) if reads == "frames" else None,
+            strides=strides_of(self.timescales),
         )
-        width_each = self.predictor.context_dim
-        self.register_buffer("context_mean", torch.zeros(width_each))
-        self.register_buffer("context_scale", torch.ones(width_each))
-        self.context_dim = width_each * len(self.timescales.spans)
-        self.receptive_field = self.predictor.receptive_field + self.timescales.before
+        self.context_dim = self.predictor.context_dim
+        self.receptive_field, self.period = self.predictor.receptive_field, self.predictor.period
+        self.register_buffer("context_mean", torch.zeros(self.context_dim))
+        self.register_buffer("context_scale", torch.ones(self.context_dim))
         self.float()  # whatever torch's default dtype is: frames are read as float32
 
     @property
@@ -212,16 +196,18 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self._check_frames(videos)
         observed, _ = self.predictor.observe(videos, None, valid)
         raw, _ = self.predictor.encode(observed, actions, valid=valid)
-        return self.timescales(self.standardize(raw), valid=valid)[0]
+        return self.standardize(raw)
 
-    def extract_context(self, videos: Tensor, actions: Tensor | None = None) -> Tensor:
+    def extract_context(self, videos: Tensor, actions: Tensor | None = None, timescale: str | None = None) -> Tensor:
         """Contexts `[B, T, context_dim]` of episodes from their first frame on; no gradients, no updates.
 
         Args:
             videos: `[B, T, C, H, W]`, any T >= 1; uint8, or float in [0, 1].
             actions: `[B, T, A]`, the action that led to each frame; the first is ignored. For models with
                 `action_dim` only.
+            timescale: the part of that name alone, `[B, T, context_dim / number of timescales]`; None for all.
         """
+        part = slice(None) if timescale is None else self.part_of(timescale)
         self._check_frames(videos)
         self._check_actions(actions, videos.shape[:2])
         chunk = self.video_shape[0]
@@ -232,15 +218,26 @@ class CausalPerceiverIO(nn.Module, Pretrained):
                 span = slice(start, start + chunk)
                 context, state = self.advance(videos[:, span], state, None if actions is None else actions[:, span])
                 contexts.append(context)
-            result = torch.cat(contexts, dim=1)
+            result = torch.cat(contexts, dim=1)[..., part]
         return result.clone()  # an ordinary tensor, so that heads can be trained on it
+
+    def encode(self, videos: Tensor, actions: Tensor | None = None, timescale: str | None = None) -> Tensor:
+        """`extract_context`, by the name that encoders have."""
+        return self.extract_context(videos, actions, timescale)
+
+    def part_of(self, timescale: str) -> slice:
+        """Where a context holds what one of the model's timescales has read; ValueError if it has no such."""
+        if timescale not in self.timescales:
+            raise ValueError(f"timescale must be one of this model's, {list(self.timescales)}, got {timescale!r}")
+        width = self.context_dim // len(self.timescales)
+        begin = width * self.timescales.index(timescale)
+        return slice(begin, begin + width)
 
     def init_state(self, batch_size: int) -> ContextState:
         """The state of `batch_size` episodes that have not begun."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of 1 or more, got {batch_size!r:.80}")
-        recent = self.context_mean.new_zeros(batch_size, self.timescales.before, len(self.context_mean))
-        return ContextState(self.predictor.init_state(batch_size, self.video_shape[2:]), recent)
+        return self.predictor.init_state(batch_size, self.video_shape[2:])
 
     def step(self, frames: Tensor, state: ContextState, actions: Tensor | None = None) -> tuple[Tensor, ContextState]:
         """The contexts `[B, context_dim]` of the next frames, at a cost that does not depend on how many came before.
@@ -264,9 +261,8 @@ class CausalPerceiverIO(nn.Module, Pretrained):
         self, videos: Tensor, state: ContextState, actions: Tensor | None = None
     ) -> tuple[Tensor, ContextState]:
         """Contexts `[B, T, context_dim]` of the next T frames, and the state after them: what every step computes."""
-        raw, reader = self.predictor.advance(videos, state.reader, actions)
-        contexts, recent = self.timescales(self.standardize(raw), state.recent, state.seen)
-        return contexts, ContextState(reader, recent)
+        raw, following = self.predictor.advance(videos, state, actions)
+        return self.standardize(raw), following
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Centre and scale what the predictor's `encode` gives, `[..., D]`."""

@@ -9,33 +9,35 @@ from torch import Tensor, nn
 from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
 from perceiver_obs.modules.causal_conv import Past
 from perceiver_obs.modules.frame_adapter import FrameAdapter
-from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
+from perceiver_obs.modules.perceiver import CausalPerceiverEncoder, Rings
 from perceiver_obs.modules.streaming import StreamingState, existing
 from perceiver_obs.tokenizer import VQPTTokenizer
 
 
 @dataclass(frozen=True)
-class ReaderState(StreamingState):
-    """What reading carries from frame to frame.
+class ContextState(StreamingState):
+    """All that streaming remembers of the frames so far, for each row of a batch. A value: steps return new ones.
 
     Attributes:
         seen: int64 `[B]`, frames since each row's episode began.
         convolutions: last inputs of the tokenizer's temporal convolutions.
         adapter: last inputs of the token adapter, for `token_time_kernel > 1`.
-        keys_values: `[B, sequence_length - 1, P, 2C]` of the Perceiver's inputs.
+        keys_values: `[B, length, P, 2C]` of the Perceiver's inputs, for each timescale those of the frames that its
+            ring holds: the last `sequence_length - 1`, or `sequence_length` of those at its stride.
     """
 
     seen: Tensor
     convolutions: Past
     adapter: Tensor | None
-    keys_values: Tensor
+    keys_values: Rings
 
 
 class FrameReader(nn.Module):
     """A causal Perceiver that reads frames; the mean of a frame's latents is its context.
 
     The code vectors of frame t (continuous for real frames, looked up for generated ones), or the frame itself, and
-    the action that led to it enter the window of the last `sequence_length` frames, and latents attend to it.
+    the action that led to it enter the window of the last `sequence_length` frames, and latents attend to it. Those of
+    further timescales attend to as many frames at a stride of theirs; a context holds one mean for each timescale.
 
     Args: see `PerceiverTokenPredictor`.
     """
@@ -57,6 +59,7 @@ class FrameReader(nn.Module):
         inputs_per_frame: int | None,
         keypoints: int | None,
         frame_shape: Sequence[int] | None,
+        strides: Sequence[int],
     ):
         super().__init__()
         for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
@@ -90,22 +93,29 @@ class FrameReader(nn.Module):
             num_self_attention_layers,
             widening_factor,
             dropout,
+            strides,
         )
         self.to_context = nn.Identity() if context_dim is None else nn.Linear(channels, context_dim)
-        self.context_dim = context_dim or channels
+        self.context_dim = (context_dim or channels) * len(strides)
 
     @property
     def receptive_field(self) -> int:
-        """Frames that a context depends on, its own included."""
+        """Frames that a context may depend on, its own included."""
+        span = max(scale.span for scale in self.encoder.timescales)
         if self.frame_adapter is not None:
-            return self.sequence_length
-        return self.sequence_length + self.token_adapter.time_kernel - 1 + self.tokenizer.lookback
+            return span
+        return span + self.token_adapter.time_kernel - 1 + self.tokenizer.lookback
+
+    @property
+    def period(self) -> int:
+        """The longest stride: reading may begin late in an episode, at frames whose index is a multiple of it."""
+        return max(scale.stride for scale in self.encoder.timescales)
 
     def set_token_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Centre and scale what the Perceiver reads: `mean` `[h, w, code_dim]`, `std` `[code_dim]` over data."""
         self.token_adapter.set_statistics(mean, std)
 
-    def init_state(self, batch_size: int, frame_size: Sequence[int]) -> ReaderState:
+    def init_state(self, batch_size: int, frame_size: Sequence[int]) -> ContextState:
         """The state of `batch_size` episodes that have not begun, of frames of `(H, W)` pixels."""
         latents = self.encoder.latents
         grid = [size // self.tokenizer.downsample for size in frame_size]
@@ -117,11 +127,14 @@ class FrameReader(nn.Module):
             adapter = self.token_adapter.init_past(batch_size, grid)
             num_inputs = self.token_adapter.num_inputs(grid)
         num_inputs += self.action_adapter is not None
-        keys_values = latents.new_zeros(batch_size, self.sequence_length - 1, num_inputs, 2 * latents.shape[1])
+        size = num_inputs, 2 * latents.shape[1]
+        keys_values = tuple(latents.new_zeros(batch_size, scale.length, *size) for scale in self.encoder.timescales)
         seen = torch.zeros(batch_size, dtype=torch.long, device=latents.device)
-        return ReaderState(seen, convolutions, adapter, keys_values)
+        return ContextState(seen, convolutions, adapter, keys_values)
 
-    def advance(self, videos: Tensor, state: ReaderState, actions: Tensor | None = None) -> tuple[Tensor, ReaderState]:
+    def advance(
+        self, videos: Tensor, state: ContextState, actions: Tensor | None = None
+    ) -> tuple[Tensor, ContextState]:
         """Contexts `[B, T, D]` of the next T frames `[B, T, C, H, W]` of running episodes, and the state after them.
 
         Args:
@@ -151,25 +164,32 @@ class FrameReader(nn.Module):
         self,
         observed: Tensor,
         actions: Tensor | None = None,
-        state: ReaderState | None = None,
+        state: ContextState | None = None,
         valid: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> tuple[Tensor, ReaderState | None]:
-        """Contexts `[B, T, D]`, the mean of each frame's latents, of what `observe` gives for T frames.
+        first: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> tuple[Tensor, ContextState | None]:
+        """Contexts `[B, T, D]`, the means of latents at each timescale, of what `observe` gives for T frames.
 
         Args:
             actions: `[B, T, A]`, the action that led to each frame; ignored where an episode begins.
             state: of the frames before, for streaming; None reads the clip alone, with gradients.
-            valid: bool `[B, T]`, frames that exist (without state only).
-            only: int64 `[A]`, frames to compute contexts of, instead of all T.
+            valid: bool `[B, T]`, False for frames before an episode's first (without state only).
+            only: int64 `[A]`, frames to compute contexts of, instead of all T (without state only).
+            first: int64 `[B]`, the index in its episode of a clip's first frame, for the strides of timescales; None
+                for 0, or what follows from `valid` or a state.
+            hidden: int64 `[B]`, how many of the frames before its own the fast timescale does not see, in training.
         """
         batch, frames = observed.shape[:2]
-        past, keys_values, exists = None, None, valid
+        past, rings = None, None
         if state is None:
             seen = torch.zeros(batch, dtype=torch.long, device=observed.device)
+            if valid is not None:
+                first = -(~valid.to(observed.device)).sum(1)
         else:
-            past, keys_values, seen = state.adapter, state.keys_values, state.seen
-            exists = existing(seen, self.sequence_length - 1, frames)
+            past, rings, seen = state.adapter, state.keys_values, state.seen
+            first = seen
         if self.frame_adapter is not None:
             inputs = self.frame_adapter(observed)
         else:
@@ -181,9 +201,8 @@ class FrameReader(nn.Module):
                 actions = pad_actions(actions, self.action_adapter.action_dim, (batch, frames))
             of_actions = self.action_adapter(actions, led[:, :-1].to(observed.device), (batch, frames))
             inputs = torch.cat([inputs, of_actions[:, :, None]], dim=2)
-        exists = None if exists is None else exists.to(observed.device)
-        latents, keys_values = self.encoder(inputs, keys_values, exists, only)
-        contexts = self.to_context(latents.mean(dim=2))
+        means, rings = self.encoder(inputs, rings, first, only, hidden)
+        contexts = self.to_context(means).flatten(2)
         if state is None:
             return contexts, None
-        return contexts, ReaderState(seen + frames, state.convolutions, past, keys_values)
+        return contexts, ContextState(seen + frames, state.convolutions, past, rings)

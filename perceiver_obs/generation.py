@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from perceiver_obs.frame_reader import FrameReader, ReaderState
+from perceiver_obs.frame_reader import ContextState, FrameReader
 
 GenerationMode = Literal["autoregressive", "maskgit"]
 # Code vectors `[B, h, w, code_dim]` and bool `[B, h, w]` that is True where they are given.
@@ -44,7 +44,7 @@ def generate(
     def actions_of(start: int, stop: int) -> Tensor | None:
         return None if actions is None else actions[:, start:stop]
 
-    state: ReaderState | None
+    state: ContextState | None
     contexts, state = reader.advance(videos, reader.init_state(batch, videos.shape[-2:]), actions_of(0, given))
     rounds = 1 if mode == "autoregressive" else steps
     for t in range(given, given + num_frames):

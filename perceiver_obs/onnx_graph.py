@@ -54,12 +54,15 @@ class OnnxGraph:
     def silu(self, x: str) -> str:
         return self("Mul", x, self("Sigmoid", x))
 
-    def remember(self, new: str, axis: int, length: int, steps: int, shape: Sequence[int]) -> str:
+    def remember(
+        self, new: str, axis: int, length: int, steps: int, shape: Sequence[int], where: str | None = None
+    ) -> str:
         """What the last `steps` steps brought and what this one brings, joined along an axis, oldest first.
 
         Args:
             length: entries of one step along the axis.
             shape: what one step brings, without its rows.
+            where: bool, to be broadcast to rows of `shape`: which of them remember this step. None for all.
         """
         if not steps:
             return new
@@ -67,7 +70,8 @@ class OnnxGraph:
         state = self.input(f"state_{len(self.state_shapes)}", TensorProto.FLOAT, *kept)
         self.state_shapes.append(kept)
         joined = self("Concat", state, new, axis=axis)
-        self._kept.append(self("Slice", joined, np.array([length]), np.array([END]), np.array([axis])))
+        kept_now = self("Slice", joined, np.array([length]), np.array([END]), np.array([axis]))
+        self._kept.append(kept_now if where is None else self("Where", where, kept_now, state))
         return joined
 
     def serialise(self, contexts: str, context_dim: int) -> bytes:
@@ -79,7 +83,7 @@ class OnnxGraph:
 
     def _constant(self, values: NDArray) -> str:
         name = f"constant_{len(self._constants)}"
-        values = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+        values = np.ascontiguousarray(values, {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64))
         self._constants.append(numpy_helper.from_array(values, name))
         return name
 

@@ -35,7 +35,7 @@ class PerceiverTokenPredictor(FrameReader):
         sequence_length: frames that a context sees, and the farthest horizon predicted in one go.
         action_dim: read actions of up to this many dimensions (fewer are padded with zeros); None reads none.
         condition_dim: width of a goal or instruction embedding that predictions are conditioned on.
-        context_dim: width of the contexts; `num_latent_channels` unless given.
+        context_dim: width of the contexts at each timescale; `num_latent_channels` unless given.
         grid: `(h, w)` of the tokens, to centre each position by itself; None serves any frame size.
         num_decoder_layers: blocks of the queries.
         num_memory_vectors: vectors that a context is expanded to for the queries.
@@ -47,6 +47,12 @@ class PerceiverTokenPredictor(FrameReader):
         frame_shape: `(C, H, W)` of frames that the Perceiver reads by a convolutional network of its own
             (`FrameAdapter`, trained end to end), in place of their tokens, as `inputs_per_frame` inputs each. None
             reads tokens.
+        strides: of the timescales, in frames: each has latents of its own (`num_latents` the first, half as many the
+            others), which read `sequence_length` frames of the past whose index in the episode is a multiple of the
+            stride, and contexts are concatenated.
+
+    Attributes:
+        context_dim: width of the contexts, all timescales together.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class PerceiverTokenPredictor(FrameReader):
         inputs_per_frame: int | None = None,
         keypoints: int | None = None,
         frame_shape: Sequence[int] | None = None,
+        strides: Sequence[int] = (1,),
     ):
         super().__init__(
             tokenizer,
@@ -87,6 +94,7 @@ class PerceiverTokenPredictor(FrameReader):
             inputs_per_frame,
             keypoints,
             frame_shape,
+            strides,
         )
         self.condition_dim = condition_dim
         channels = num_latent_channels

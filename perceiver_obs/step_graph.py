@@ -7,13 +7,15 @@ as constants, and linear maps in a row are merged. Weights are merged in float64
 import math
 
 import numpy as np
+import torch
 from onnx import TensorProto
-from torch import nn
+from torch import Tensor, nn
 
 from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.modules.attention import MLP, Attention, SelfAttentionBlock
 from perceiver_obs.modules.causal_conv import CausalConv, FrameNorm, ResidualBlock
 from perceiver_obs.modules.perceiver import CausalPerceiverEncoder
+from perceiver_obs.modules.timescales import Timescale
 from perceiver_obs.onnx_graph import CONTRIB, Array, OnnxGraph, Shape, array, weights_of
 
 
@@ -40,7 +42,7 @@ def step_graph(model: CausalPerceiverIO) -> tuple[bytes, list[Shape]]:
 
 
 def _inputs_of_a_frame(model: CausalPerceiverIO) -> int:
-    return model.init_state(1).reader.keys_values.shape[2]
+    return model.init_state(1).keys_values[0].shape[2]
 
 
 def _inputs(graph: OnnxGraph, model: CausalPerceiverIO) -> str:
@@ -184,70 +186,99 @@ def _frame_norm(graph: OnnxGraph, x: str, norm: FrameNorm, shape: Shape) -> str:
 
 
 def _latents(graph: OnnxGraph, encoder: CausalPerceiverEncoder, inputs: str, per_frame: int) -> str:
-    """Latents `[B * N, C]`, before their last norm, of inputs `[B * P, C]`."""
-    attention, window = encoder.cross_attention, encoder.window
-    number, channels = encoder.latents.shape
+    """Latents `[B * M, C]`, those of all timescales in a row, before their last norm, of inputs `[B * P, C]`."""
+    attention, channels = encoder.cross_attention, encoder.latents.shape[1]
     heads = attention.num_heads
     inputs = _mlp(graph, inputs, encoder.input_mlp)
 
     # The latents' queries are constant: in place of keys, the memory holds every latent's score for every input.
-    queries = array(attention.queries(attention.norm(encoder.latents))).reshape(number, heads, -1)
+    queries = array(attention.queries(attention.norm(encoder.all_latents)))
+    number = len(queries)
+    queries = queries.reshape(number, heads, -1)
     queries /= queries.shape[-1] ** 0.5
     weights, bias = weights_of(attention.to_keys_values)
     key_weights, key_bias = weights[:channels].reshape(heads, -1, channels), bias[:channels].reshape(heads, -1)
-    score_weights = np.einsum("nhd,hdc->hnc", queries, key_weights).reshape(-1, channels)
-    score_bias = np.einsum("nhd,hd->hn", queries, key_bias).reshape(-1)
-    weights, bias = np.concatenate([score_weights, weights[channels:]]), np.concatenate([score_bias, bias[channels:]])
+    of_timescales = np.split(queries, np.cumsum(encoder.counts)[:-1])
+    score_weights = [np.einsum("nhd,hdc->hnc", own, key_weights).reshape(-1, channels) for own in of_timescales]
+    score_bias = [np.einsum("nhd,hd->hn", own, key_bias).reshape(-1) for own in of_timescales]
+    weights, bias = np.concatenate([*score_weights, weights[channels:]]), np.concatenate([*score_bias, bias[channels:]])
     read = graph.reshape(graph.linear(graph.norm(inputs, encoder.input_norm), weights, bias), -1, per_frame, len(bias))
     read = graph("Transpose", read, perm=[0, 2, 1])
-    read = graph.remember(read, 2, per_frame, window - 1, (len(bias), per_frame))
-    scores, values = graph("Split", read, np.array([heads * number, channels]), outputs=2, axis=1)
 
-    age_bias = array(encoder.age_bias)[:, :, ::-1].reshape(heads * number, window)
-    scores = graph("Add", scores, age_bias.repeat(per_frame, axis=1))
-    if window > 1:
-        exists = np.arange(window) >= window - 1 - np.arange(window)[:, None]
-        masks = np.where(exists, 0.0, -np.inf).repeat(per_frame, axis=1)[:, None]
-        scores = graph("Add", scores, graph("Gather", masks, _seen(graph, window - 1)))
-    attention_weights = graph.reshape(graph("Softmax", scores, axis=-1), 0, heads, number, window * per_frame)
-    values = graph("Transpose", graph.reshape(values, 0, heads, -1, window * per_frame), perm=[0, 1, 3, 2])
-    attended = graph("Transpose", graph("MatMul", attention_weights, values), perm=[0, 2, 1, 3])
+    each = [read]
+    if len(encoder.counts) > 1:
+        sizes = np.array([*map(len, score_bias), channels])
+        *scores, values = graph("Split", read, sizes, outputs=len(sizes), axis=1)
+        each = [graph("Concat", own, values, axis=1) for own in scores]
+    given = zip(encoder.timescales, each, encoder.all_biases, strict=True)
+    attended = [_attended(graph, timescale, own, array(bias), channels, per_frame) for timescale, own, bias in given]
+    joined = graph("Concat", *attended, axis=2) if len(attended) > 1 else attended[0]
+    joined = graph.reshape(graph("Transpose", joined, perm=[0, 2, 1, 3]), 0, -1, channels)
     weights, bias = weights_of(attention.out)
-    attended = graph("MatMul", graph.reshape(attended, 0, number, channels), weights.T)
-    latents = graph("Add", attended, array(encoder.latents) + bias)
+    latents = graph("Add", graph("MatMul", joined, weights.T), array(encoder.all_latents) + bias)
     latents = _mlp(graph, graph.reshape(latents, -1, channels), encoder.mlp)
     for block in encoder.blocks:
         assert isinstance(block, SelfAttentionBlock)
-        latents = _mlp(graph, _self_attention(graph, latents, block.attention, number), block.mlp)
+        latents = _mlp(graph, _self_attention(graph, latents, block.attention, encoder.alike, number), block.mlp)
     return latents
 
 
+def _attended(graph: OnnxGraph, timescale: Timescale, read: str, age_bias: Array, channels: int, per_frame: int) -> str:
+    """What a timescale's latents attend to, `[B, heads, N, C / heads]`.
+
+    Args:
+        read: scores and values `[B, heads * N + C, P]` of this step's inputs.
+        age_bias: `[heads, N, W]`.
+    """
+    heads, number, _ = age_bias.shape
+    rows, frames, stride = heads * number, timescale.length + 1, timescale.stride
+    # The ring is full after so many steps, and what is read repeats itself at every stride from there on.
+    steps = torch.arange(timescale.span + stride)
+    buckets, visible = timescale.reads(steps[:, None], torch.cat([timescale.held(steps), steps[:, None]], dim=1))
+    biases = age_bias.reshape(rows, -1)[:, buckets.numpy()].swapaxes(0, 1)
+    biases = np.where(visible.numpy()[:, None], biases, -np.inf)[..., None]
+    bias, remembers = biases[0], None
+    if timescale.span > 1:
+        seen = graph.input("seen", TensorProto.INT64)
+        most = np.array(timescale.span)
+        if stride > 1:
+            most = graph("Add", graph("Mod", seen, np.array(stride)), most)
+        step = graph("Min", seen, most)
+        bias = graph("Gather", biases, step)
+        if stride > 1:
+            remembers = graph("Gather", (steps % stride == 0).numpy()[:, None, None], step)
+    read = graph.remember(read, 2, per_frame, timescale.length, (rows + channels, per_frame), remembers)
+    scores, values = graph("Split", read, np.array([rows, channels]), outputs=2, axis=1)
+    scores = graph("Add", graph.reshape(scores, 0, rows, frames, per_frame), bias)
+    weights = graph("Softmax", graph.reshape(scores, 0, heads, number, frames * per_frame), axis=-1)
+    values = graph("Transpose", graph.reshape(values, 0, heads, -1, frames * per_frame), perm=[0, 1, 3, 2])
+    return graph("MatMul", weights, values)
+
+
 def _contexts(graph: OnnxGraph, model: CausalPerceiverIO, latents: str) -> str:
-    """Contexts `[B, context_dim]` of latents `[B * N, C]`."""
+    """Contexts `[B, context_dim]` of latents `[B * M, C]`, before their last norm."""
     encoder, to_context = model.predictor.encoder, model.predictor.to_context
     mean, scale = array(model.context_mean), array(model.context_scale)
     weight, bias = weights_of(encoder.norm)
-    merged = isinstance(to_context, nn.Identity)
-    if merged:
+    several, linear = len(model.timescales) > 1, not isinstance(to_context, nn.Identity)
+    if not (several or linear):
         weight, bias = weight / scale, (bias - mean) / scale
-    latents = graph.reshape(latents, -1, *encoder.latents.shape)
+    latents = graph.reshape(latents, -1, *encoder.all_latents.shape)
     latents = graph("LayerNormalization", latents, weight, bias, epsilon=encoder.norm.eps)
-    contexts = graph("ReduceMean", latents, np.array([1]), keepdims=0)
-    if not merged:
+    if several:
+        means = np.repeat(np.eye(len(encoder.counts)), encoder.counts, axis=1) / np.array(encoder.counts)[:, None]
+        contexts = graph.reshape(graph("MatMul", means, latents), -1, len(weight))
+    else:
+        contexts = graph("ReduceMean", latents, np.array([1]), keepdims=0)
+    if linear:
         weight, bias = weights_of(to_context)
-        contexts = graph.linear(contexts, weight / scale[:, None], (bias - mean) / scale)
-    spans, before, width = model.timescales.spans, model.timescales.before, len(mean)
-    if not before:
-        return contexts if len(spans) == 1 else graph("Concat", *[contexts] * len(spans), axis=1)
-    recent = graph.remember(graph.reshape(contexts, 0, 1, width), 1, 1, before, (1, width))
-    counts = np.minimum(np.arange(1, before + 2)[:, None], spans)  # of frames that exist, after so many
-    means = (np.arange(before + 1) > before - counts[..., None]) / counts[..., None]
-    averaged = graph("MatMul", graph("Gather", means, _seen(graph, before)), recent)
-    return graph.reshape(averaged, 0, width * len(spans))
-
-
-def _seen(graph: OnnxGraph, most: int) -> str:
-    return graph("Min", graph.input("seen", TensorProto.INT64), np.array(most))
+        if not several:
+            weight, bias = weight / scale[:, None], (bias - mean) / scale
+        contexts = graph.linear(contexts, weight, bias)
+    if several:  # each has statistics of its own, which cannot be merged into layers that they share
+        contexts = graph("Mul", graph.reshape(contexts, -1, model.context_dim), 1 / scale)
+        contexts = graph("Add", contexts, -mean / scale)
+    return contexts
 
 
 def _mlp(graph: OnnxGraph, x: str, mlp: MLP) -> str:
@@ -258,12 +289,15 @@ def _mlp(graph: OnnxGraph, x: str, mlp: MLP) -> str:
     return graph("Add", x, graph.linear(hidden, *weights_of(narrow)))
 
 
-def _self_attention(graph: OnnxGraph, x: str, attention: Attention, number: int) -> str:
-    """Attention of each row's N latents `[B * N, C]` to one another, around its skip."""
+def _self_attention(graph: OnnxGraph, x: str, attention: Attention, alike: Tensor | None, number: int) -> str:
+    """Attention of each row's M latents `[B * M, C]` to one another, or where `alike` `[M, M]`, around its skip."""
     channels = attention.out.in_features
     both = zip(weights_of(attention.queries), weights_of(attention.to_keys_values))
     weights, bias = (np.concatenate(pair) for pair in both)
     normed = graph.reshape(graph.norm(x, attention.norm), -1, number, channels)
-    attended = graph("Attention", normed, weights.T, bias, num_heads=attention.num_heads, domain=CONTRIB)
+    given: list[str | Array] = [normed, weights.T, bias]
+    if alike is not None:
+        given += ["", "", np.where(alike.cpu().numpy(), 0.0, -np.inf)[None, None]]  # no mask index, no past
+    attended = graph("Attention", *given, num_heads=attention.num_heads, domain=CONTRIB)
     attended = graph.reshape(attended, -1, channels)
     return graph("Add", x, graph.linear(attended, *weights_of(attention.out)))

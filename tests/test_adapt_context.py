@@ -20,8 +20,10 @@ from agents import (
     AdaptContext,
     VecPerceiverContext,
 )
-from agents.adaptation.online_episodes import OnlineEpisodes
+from agents.adaptation.online_episodes import OnlineEpisode, OnlineEpisodes
+from agents.adaptation.replay_contexts import catch_up
 from envs import make_dmc
+from perceiver_obs.context_encoder import ContextEncoder
 from perceiver_obs.data.rollouts import RolloutDataset
 from perceiver_obs.data.state_coordinates import StateCoordinates
 from perceiver_obs.objectives.saved_heads import read_heads
@@ -118,6 +120,23 @@ def test_all_contexts_are_those_of_the_adapted_perceiver(tiny_data, tmp_path, nu
     )
     assert_contexts_of(new, policy, recorder, steps=45)
     venv.close()
+
+
+def test_an_encoder_catches_up_with_episodes_of_any_length_at_every_timescale():
+    """Only the last frames are read again, from one on at which every timescale goes on as if it had seen all."""
+    model = small_frames_model(video_shape=(1, 3, SIZE, SIZE), timescales=("fast", "medium", "slow"))
+    random = np.random.default_rng(0)
+    running = [
+        OnlineEpisode(
+            random.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
+            random.uniform(-1, 1, (length - 1, 1)).astype(np.float32),
+            np.zeros(length - 1, np.float32),
+        )
+        for length in (1, 17, 20, 49, 59)
+    ]
+    expected = [offline_contexts(model, list(episode.pixels), list(episode.actions))[-1] for episode in running]
+    caught_up = catch_up(ContextEncoder(model, len(running), "cpu", "torch"), running)
+    np.testing.assert_allclose(caught_up, expected, atol=TOLERANCE)
 
 
 SETTINGS = TrainPredictorSettings(edge_weight=1.0, clip_length=7, batch_size=4, learning_rate=3e-3)

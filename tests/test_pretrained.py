@@ -16,7 +16,7 @@ from perceiver_obs import CausalPerceiverIO, VQPTTokenizer, bundled_models
 def saved(tmp_path):
     model = tiny_model(action_dim=2, timescales=("fast", "medium"))
     model.frame_contract = {"size": 64, "action_repeat": 2, "tasks": ["walker-walk"]}
-    model.set_context_statistics(torch.randn(32), torch.rand(32) + 0.5)
+    model.set_context_statistics(torch.randn(64), torch.rand(64) + 0.5)
     model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model"
 

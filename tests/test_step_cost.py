@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_obs import CausalPerceiverIO, ContextEncoder
 from perceiver_obs.onnx_step import OnnxStep
@@ -49,12 +50,31 @@ def bundled():
     return CausalPerceiverIO.from_pretrained("dmc-small")
 
 
+@pytest.fixture(scope="module")
+def all_timescales(bundled):
+    """A model of the bundled one's size, with random weights."""
+    return CausalPerceiverIO(**bundled.config() | {"timescales": ("fast", "medium", "slow")}).eval()
+
+
 def test_operations_of_a_step_do_not_grow(bundled):
     one, many = (ContextEncoder(bundled, rows, "cpu", "torch") for rows in (1, 16))
     counts = [operations(one) for _ in range(200)]
     assert max(counts) <= operations_of_a_clip(bundled), "a step adds nothing to what the layers compute"
     assert min(counts) == max(counts)
     assert {operations(many) for _ in range(2 * bundled.receptive_field)} == {max(counts)}
+
+
+def test_further_timescales_cost_little_and_the_same_at_every_frame(bundled, all_timescales):
+    fast, every = (ContextEncoder(model, 1, "cpu", "torch") for model in (bundled, all_timescales))
+    assert len({operations(every) for _ in range(40)}) == 1
+    assert flops(every) < 1.25 * flops(fast)
+    assert graph_nodes(all_timescales) < 1.6 * graph_nodes(bundled)
+
+
+def flops(encoder: ContextEncoder) -> int:
+    with FlopCounterMode(display=False) as counter:
+        encoder.push(frames(1), np.zeros((1, 6), np.float32))
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])

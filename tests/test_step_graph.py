@@ -30,7 +30,10 @@ VARIANTS = {
     "context-dim-medium-deeper": dict(
         context_dim=24, timescales=("medium",), num_self_attention_layers=2, num_latents=5
     ),
-    "fast-twice": dict(timescales=("fast", "fast"), num_self_attention_layers=0, num_quantizers=1),
+    "slow-then-fast": dict(
+        timescales=("slow", "fast"), context_dim=5, num_self_attention_layers=0, num_quantizers=1, action_dim=1
+    ),
+    "all-timescales-window-of-one": dict(timescales=("medium", "fast", "slow"), video_shape=(1, 3, 64, 64)),
 }
 
 

@@ -87,9 +87,12 @@ def catch_up(encoder: ContextEncoder, running: Sequence[OnlineEpisode]) -> NDArr
     contexts = np.zeros((encoder.num_rows, encoder.context_dim), np.float32)
     size = encoder.action_dim or 0
     led = [leading_actions(episode.actions, size) for episode in running]
-    # One frame more than a context depends on: an action counts only where a frame came before.
-    for back in range(encoder.model.receptive_field + 1, 0, -1):
-        rows = np.array([row for row, episode in enumerate(running) if len(episode.pixels) >= back], np.int64)
+    # One frame more than a context depends on, as an action counts only where a frame came before; and from a frame on
+    # that begins a stride of every timescale.
+    needed, period = encoder.model.receptive_field + 1, encoder.model.period
+    backs = [len(e.pixels) - max(0, len(e.pixels) - needed) // period * period for e in running]
+    for back in range(max(backs), 0, -1):
+        rows = np.array([row for row, farthest in enumerate(backs) if back <= farthest], np.int64)
         frames = np.array([running[row].pixels[-back] for row in rows], np.uint8)
         if rows.size:
             actions = np.stack([led[row][-back] for row in rows]) if encoder.action_dim is not None else None

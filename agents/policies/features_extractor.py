@@ -27,9 +27,10 @@ class PerceiverFeaturesExtractor(BaseFeaturesExtractor):
     Use it as `policy_kwargs={"features_extractor_class": PerceiverFeaturesExtractor,
     "features_extractor_kwargs": {"model": "dmc-small"}}` with `"CnnPolicy"` or `"MlpPolicy"` over a
     `VecFrameStack`. The context reaches back as far as the stack does: stack `receptive_field` frames for the
-    whole of it. With the policy's `normalize_images` frames arrive in [0, 1], without it as 0 to 255; both
-    are read, the second told by a value above 1 in the batch. Actions are not in a frame stack, so a model
-    that reads them is given none.
+    whole of it. Timescales count their strides from the oldest frame of a stack, as if an episode began there.
+    With the policy's `normalize_images` frames arrive in [0, 1], without it as 0 to 255; both are read, the
+    second told by a value above 1 in the batch. Actions are not in a frame stack, so a model that reads them is
+    given none.
 
     Frozen (the default), the pretrained weights are one copy a process, in eval mode, that SB3 neither
     initialises, optimises, averages, copies nor saves; a saved policy holds their fingerprint, and loading it

@@ -93,7 +93,6 @@ def standardised_random_model(
     untrained = random_model(model, seed)
     make = context_features(untrained, device, "contexts of random weights")
     contexts = torch.from_numpy(np.concatenate(make(episodes[:STATISTICS_EPISODES])))
-    contexts = contexts[:, : len(untrained.context_mean)]
     # Not by set_context_statistics: its lower bound suits trained contexts, these vary ten times less.
     untrained.context_mean.copy_(contexts.mean(0))
     untrained.context_scale.copy_(contexts.std(0).clamp_min(SMALLEST_DEVIATION))

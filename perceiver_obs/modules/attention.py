@@ -59,9 +59,9 @@ class SelfAttentionBlock(nn.Module):
         self.dropout = TrainingDropout(dropout)
         self.mlp = MLP(channels, widening_factor, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         keys_values = self.attention.to_keys_values(self.attention.norm(x))
-        x = x + self.dropout(self.attention(x, keys_values))
+        x = x + self.dropout(self.attention(x, keys_values, mask))
         return x + self.mlp(x)
 
 

@@ -3,19 +3,38 @@
 Perceiver IO (Jaegle et al. 2021, arXiv:2107.14795) with a cross-attention that is causal and windowed in time.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from perceiver_obs.modules.attention import MLP, Attention, CrossAttentionBlock, SelfAttentionBlock, TrainingDropout
+from perceiver_obs.modules.timescales import Timescale
+
+Rings = tuple[Tensor, ...]
 
 
 class CausalPerceiverEncoder(nn.Module):
-    """Latents of frame t: cross-attention to the inputs of frames t - window + 1 … t, then self-attention.
+    """Latents of frame t: cross-attention to the inputs of frames up to t, then self-attention.
 
-    All mixing over time happens in that one cross-attention. Time enters as a learned bias for each head, latent
-    and age of a frame (relative positions, as in T5, arXiv:1910.10683): nothing depends on absolute time or on
-    the length of the clip, and keys and values of a frame are computed once.
+    All mixing over time happens in that one cross-attention. Every timescale has latents of its own, which read the
+    frames of its stride and attend to one another alone; their mean is what the timescale gives. Time enters as a
+    learned bias for each head, latent and age of a frame in strides (relative positions, as in T5, arXiv:1910.10683),
+    and keys and values of a frame are computed once, for all timescales.
+
+    Args:
+        num_latents: latents N of the first timescale. Further ones have half as many: they see the frame again only
+            to put the past in relation to it, and all together must stay cheap.
+        channels: C.
+        window: frames W that the latents of each timescale read.
+        strides: of the timescales, R of them.
+
+    Attributes:
+        counts: latents of each timescale, M of all.
+        alike: bool `[M, M]`, which latents are of one timescale; None where all are.
     """
+
+    alike: Tensor | None
 
     def __init__(
         self,
@@ -27,9 +46,10 @@ class CausalPerceiverEncoder(nn.Module):
         num_self_attention_layers: int,
         widening_factor: int,
         dropout: float,
+        strides: Sequence[int] = (1,),
     ):
         super().__init__()
-        self.window = window
+        self.timescales = tuple(Timescale(stride, window) for stride in strides)
         # Latents start far apart and their attention selective: what starts alike is slow to become different.
         self.latents = nn.Parameter(torch.randn(num_latents, channels))
         self.input_mlp = MLP(channels, widening_factor, dropout)
@@ -39,61 +59,108 @@ class CausalPerceiverEncoder(nn.Module):
         self.age_bias = nn.Parameter(_spread_over_ages(num_cross_attention_heads, num_latents, window))
         self.dropout = TrainingDropout(dropout)
         self.mlp = MLP(channels, widening_factor, dropout)
-        self.blocks = nn.Sequential(
-            *(
-                SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
-                for _ in range(num_self_attention_layers)
-            )
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
+            for _ in range(num_self_attention_layers)
         )
         self.norm = nn.LayerNorm(channels)
+        # Those of the first timescale bear the names that models of one timescale have.
+        fewer = max(1, num_latents // 2)
+        self.further_latents = nn.ParameterList(torch.randn(fewer, channels) for _ in strides[1:])
+        self.further_biases = nn.ParameterList(
+            _spread_over_ages(num_cross_attention_heads, fewer, window) for _ in strides[1:]
+        )
+        self.counts = [num_latents, *(fewer for _ in strides[1:])]
+        timescale = torch.tensor([number for number, count in enumerate(self.counts) for _ in range(count)])
+        alike = timescale[:, None] == timescale if len(strides) > 1 else None
+        self.register_buffer("alike", alike, persistent=False)
+
+    @property
+    def all_latents(self) -> Tensor:
+        """Those of all timescales in a row, `[M, C]`."""
+        return torch.cat([self.latents, *self.further_latents])
+
+    @property
+    def all_biases(self) -> list[nn.Parameter]:
+        """`[heads, latents, W]` of each timescale."""
+        return [self.age_bias, *self.further_biases]
 
     def forward(
         self,
         inputs: Tensor,
-        past: Tensor | None = None,
-        exists: Tensor | None = None,
+        rings: Rings | None = None,
+        first: Tensor | None = None,
         only: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Latents `[B, T, N, C]` of inputs `[B, T, P, C]`, P inputs a frame, and the past to go on from.
+        hidden: Tensor | None = None,
+    ) -> tuple[Tensor, Rings]:
+        """Means of latents `[B, T, R, C]` of inputs `[B, T, P, C]`, P inputs a frame, and the rings to go on from.
 
         Args:
-            past: keys and values `[B, window - 1, P, 2C]` of the frames before, for streaming. None reads the clip
-                alone, and returns no past.
-            exists: bool `[B, S]`, which of the S frames exist: those of the past, if given, and these. The latents
-                of the others mean nothing.
-            only: int64 `[A]`, frames to compute latents of, instead of all T.
+            rings: keys and values `[B, length, P, 2C]` of frames before, for each timescale, for streaming. None reads
+                the clip alone, and returns none.
+            first: int64 `[B]`, the index of the first of these frames in its episode; None for 0. Frames of negative
+                index do not exist, and their latents mean nothing.
+            only: int64 `[A]`, frames whose latents are computed, instead of all T.
+            hidden: int64 `[B]`, how many of the frames before its own a latent of stride 1 does not see.
         """
-        frames = inputs.shape[1]
         # Binds what a token is to where it is: attention alone averages over the two separately.
         inputs = inputs + self.input_mlp(inputs)
-        keys_values = self.cross_attention.to_keys_values(self.input_norm(inputs))
-        if past is not None:
-            keys_values = torch.cat([past, keys_values], dim=1)
-        return self._attend(keys_values, frames, exists, only), keys_values[:, frames:]
+        new = self.cross_attention.to_keys_values(self.input_norm(inputs))
+        index = torch.arange(new.shape[1], device=new.device)[None]
+        if first is not None:
+            index = index + first[:, None]
+        elif hidden is not None:
+            index = index.expand(len(hidden), -1)
+        if rings is None:
+            latents = self._attend(new, self._biases(index if only is None else index[:, only], [], index, hidden))
+            return latents, ()
+        memory = torch.cat([*rings, new], dim=1)
+        biases = self._biases(index, [scale.held(index[:, 0]) for scale in self.timescales], index, hidden)
+        return self._attend(memory, biases), self._following(memory, index)
 
-    def _attend(self, keys_values: Tensor, frames: int, exists: Tensor | None, only: Tensor | None) -> Tensor:
-        """Latents of the last `frames` of S frames, whose keys and values are `[B, S, P, 2C]`."""
-        position = torch.arange(keys_values.shape[1], device=keys_values.device)
-        current = position[-frames:] if only is None else position[-frames:][only]
-        mask = self._mask(current[:, None] - position, keys_values.shape[2], exists)
-        latents = self.latents.expand(len(current), -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
-        attended = self.cross_attention(latents, keys_values.flatten(1, 2), mask.flatten(2, 3))
-        latents = latents + self.dropout(attended)
-        latents = (latents + self.mlp(latents)).unflatten(1, (len(current), -1)).flatten(0, 1)
-        return self.norm(self.blocks(latents)).unflatten(0, (len(keys_values), -1))
+    def _following(self, memory: Tensor, index: Tensor) -> Rings:
+        """Rings after frames `index` `[B, T]`, which are the last of a memory `[B, S, P, 2C]`, behind all rings."""
+        rows, rings, begin = torch.arange(len(memory), device=memory.device)[:, None], [], 0
+        shared = memory.shape[1] - index.shape[1]
+        for scale in self.timescales:
+            place = scale.following(index[:, 0], index.shape[1])
+            place = place + torch.where(place < scale.length, begin, shared - scale.length)
+            rings.append(memory[rows, place])
+            begin += scale.length
+        return tuple(rings)
 
-    def _mask(self, age: Tensor, per_frame: int, exists: Tensor | None) -> Tensor:
-        """Attention bias `[1 or B, heads, T, N, S * P]` towards frames of ages `[T, S]`, with P inputs each."""
+    def _biases(self, current: Tensor, held: Sequence[Tensor], index: Tensor, hidden: Tensor | None) -> Tensor:
+        """Attention bias `[B or 1, heads, A, M, S]` of frames `current` `[B or 1, A]`.
 
-        def for_each_input(x: Tensor) -> Tensor:
-            return x[..., None].expand(*x.shape, per_frame).flatten(-2)
+        It is towards the S frames that the rings of the timescales hold, `held` `[B, length]` each, and after them
+        those of `index` `[B or 1, T]`, which all timescales read.
+        """
+        read = torch.cat([*held, index], dim=1)[:, None]
+        place, begin, biases = torch.arange(read.shape[-1], device=read.device), 0, []
+        shared = read.shape[-1] - index.shape[-1]
+        for number, (scale, age_bias) in enumerate(zip(self.timescales, self.all_biases, strict=True)):
+            bucket, visible = scale.reads(current[..., None], read)
+            if hidden is not None and scale.stride == 1:
+                visible = visible & ((bucket == 0) | (bucket > hidden[:, None, None]))
+            if len(held) > 1:
+                end = begin + held[number].shape[1]
+                visible = visible & (((place >= begin) & (place < end)) | (place >= shared))
+                begin = end
+            bias = age_bias[:, :, bucket].permute(2, 0, 3, 1, 4)
+            biases.append(bias.masked_fill(~visible[:, None, :, None], float("-inf")))
+        return torch.cat(biases, dim=3)
 
-        bias = self.age_bias[:, :, age.clamp(0, self.window - 1)].transpose(1, 2)[None]
-        visible = ((age >= 0) & (age < self.window))[None]
-        if exists is not None:
-            # A frame always sees itself: a softmax over nothing would be NaN.
-            visible = visible & (exists[:, None, :] | (age == 0))
-        return for_each_input(bias).masked_fill(~for_each_input(visible)[:, None, :, None], float("-inf"))
+    def _attend(self, keys_values: Tensor, biases: Tensor) -> Tensor:
+        """Means `[B, A, R, C]` by keys and values `[B, S, P, 2C]` and biases `[B or 1, heads, A, M, S]`."""
+        frames, per_frame = biases.shape[2], keys_values.shape[2]
+        mask = biases[..., None].expand(*biases.shape, per_frame).flatten(-2).flatten(2, 3)
+        latents = self.all_latents.expand(frames, -1, -1).flatten(0, 1)[None]  # their queries are those of all rows
+        latents = latents + self.dropout(self.cross_attention(latents, keys_values.flatten(1, 2), mask))
+        latents = (latents + self.mlp(latents)).unflatten(1, (frames, -1)).flatten(0, 1)
+        for block in self.blocks:
+            latents = block(latents, self.alike)
+        latents = self.norm(latents).unflatten(0, (len(keys_values), -1))
+        return torch.stack([own.mean(dim=2) for own in latents.split(self.counts, dim=2)], dim=2)
 
 
 def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:

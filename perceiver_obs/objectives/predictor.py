@@ -47,6 +47,8 @@ class ClipSampling:
         quantized_input: share of the clips that are read as looked-up codes, as generation does.
         without_actions: share of the batches that are read without their actions, for users who have none.
         perceptual_samples: predictions whose perceptual distance is computed.
+        hidden: share of the clips whose contexts see, at the fast timescale, none of some frames before their own, so
+            that others are needed; for models that have others.
     """
 
     samples: int = 8
@@ -56,6 +58,7 @@ class ClipSampling:
     quantized_input: float = 0.25
     without_actions: float = 0.2
     perceptual_samples: int = 4
+    hidden: float = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class PredictorObjective(nn.Module):
         groups: Tensor | None = None,
         rewards: Tensor | None = None,
         states: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` and each objective by the name of its weight.
 
@@ -187,6 +191,7 @@ class PredictorObjective(nn.Module):
             groups: int64 `[B]`, which of the latent objective's tasks each clip is of.
             rewards: `[B, T]`, the reward that came with each frame, where they are predicted.
             states: `[B, T, S]`, NaN where unknown, where they are regressed.
+            first: int64 `[B]`, the index in its episode of each clip's first frame, for timescales; None for 0.
         """
         predictor, weights = self.predictor, self.weights
         clips = None
@@ -206,7 +211,7 @@ class PredictorObjective(nn.Module):
         if self.goal is not None:  # one frame for all clips, so that other contexts need no computing
             goal_frame = torch.randint(1, observed.shape[1], (1,), device=anchors.device)
             only = torch.cat([anchors, goal_frame])
-        encoded, _ = predictor.encode(observed, read, only=only)
+        encoded, _ = predictor.encode(observed, read, only=only, first=first, hidden=self._hidden(observed))
         contexts = encoded[:, : len(anchors)]
         parts: dict[str, Tensor] = {}
         if self.latent is not None:
@@ -222,6 +227,14 @@ class PredictorObjective(nn.Module):
                 starts = replace(starts, condition=goals)
             parts |= self._token_losses(starts, clips, read, frames)
         return {"loss": sum((getattr(weights, k) * v for k, v in parts.items()), contexts.new_zeros(())), **parts}
+
+    def _hidden(self, observed: Tensor) -> Tensor | None:
+        """How many of the frames before its own each clip's contexts do not see at the fast timescale, `[B]`."""
+        predictor, device = self.predictor, observed.device
+        if len(predictor.encoder.timescales) == 1 or predictor.sequence_length == 1:
+            return None
+        runs = torch.randint(1, predictor.sequence_length, (len(observed),), device=device)
+        return runs * (torch.rand(len(observed), device=device) < self.sampling.hidden)
 
     def _vectors_and_codes(self, clips: TokenClips) -> Tensor:
         """Code vectors of which a share is looked up, as in generation."""

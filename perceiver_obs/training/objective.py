@@ -82,6 +82,8 @@ def clip_batch(
     batch = {}
     if predictor.frame_adapter is None:
         batch["vectors"], batch["tokens"] = codes()
+    if predictor.period > 1:
+        batch["first"] = torch.tensor([place.start for place in places])
     if predictor.action_dim is not None:
         actions = torch.from_numpy(clips.actions(places))
         batch["actions"] = pad_actions(actions, predictor.action_dim, actions.shape[:2])

@@ -154,7 +154,8 @@ class TrainPredictorSettings(RunSettings):
     dropout: float = 0.0
     """Dropout in training passes."""
     timescales: tuple[str, ...] = ()
-    """Contexts of several horizons side by side: any of "fast", "medium" (4 frames) and "slow" (16 frames)."""
+    """Memories side by side in a context: any of "fast" (the last sequence_length frames), "medium" (as many of every
+    4th frame) and "slow" (of every 16th). They remember as long as clip_length is; none means "fast" alone."""
     read_actions: bool = True
     """Read the actions that led to each frame, and predict under those to come."""
     condition: Literal["goal"] | None = None

@@ -124,6 +124,7 @@ class PredictorStage(Stage):
         settings = self.settings
         # A model of several tasks may read larger actions than those of this data.
         action_dim = max(self.clips.action_dim, (begun and begun.action_dim) or 0)
+        context_dim = settings.num_latent_channels * max(1, len(settings.timescales))
         seed_generators(settings.seed)
         model = CausalPerceiverIO.from_tokenizer(
             tokenizer,
@@ -141,7 +142,7 @@ class PredictorStage(Stage):
             dropout=settings.dropout,
             timescales=settings.timescales,
             action_dim=action_dim if settings.read_actions else None,
-            condition_dim=settings.num_latent_channels if settings.condition == "goal" else None,
+            condition_dim=context_dim if settings.condition == "goal" else None,
         )
         model.frame_contract = training_contract(contract.to_json(), settings, begun)
         model.tokenizer.requires_grad_(False)
@@ -186,8 +187,8 @@ class PredictorStage(Stage):
             video = torch.from_numpy(clips.frames(places)).to(device)
             actions = torch.from_numpy(clips.actions(places)).to(device) if self.settings.read_actions else None
             contexts.append(self.model.extract_context(video, actions)[:, num_partial:].flatten(0, 1))
-        first_timescale = torch.cat(contexts)[:, : len(self.model.context_mean)]
-        mean, scale_before = first_timescale.mean(0), self.model.context_scale.clone()
-        self.model.set_context_statistics(mean, first_timescale.std(0))
+        every = torch.cat(contexts)
+        mean, scale_before = every.mean(0), self.model.context_scale.clone()
+        self.model.set_context_statistics(mean, every.std(0))
         if self.settings.condition == "goal":
             self.model.predictor.future.standardize_condition(mean, self.model.context_scale / scale_before)

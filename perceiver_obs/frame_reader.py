@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_obs.modules.adapters import ActionAdapter, TokenAdapter, pad_actions
+from perceiver_obs.modules.attention import BlockSizes
 from perceiver_obs.modules.causal_conv import Past
 from perceiver_obs.modules.frame_adapter import FrameAdapter
 from perceiver_obs.modules.perceiver import CausalPerceiverEncoder, Rings
@@ -32,6 +33,20 @@ class ContextState(StreamingState):
     keys_values: Rings
 
 
+@dataclass(frozen=True)
+class FrameInputs:
+    """What the Perceiver takes of a frame; the attributes are arguments of `PerceiverTokenPredictor`.
+
+    `number` is `inputs_per_frame` there.
+    """
+
+    grid: tuple[int, int] | None
+    token_time_kernel: int
+    number: int | None
+    keypoints: int | None
+    frame_shape: Sequence[int] | None
+
+
 class FrameReader(nn.Module):
     """A causal Perceiver that reads frames; the mean of a frame's latents is its context.
 
@@ -45,21 +60,14 @@ class FrameReader(nn.Module):
     def __init__(
         self,
         tokenizer: VQPTTokenizer,
+        inputs: FrameInputs,
         num_latents: int,
-        num_latent_channels: int,
-        num_heads: int,
-        num_self_attention_layers: int,
-        widening_factor: int,
-        dropout: float,
+        num_layers: int,
+        sizes: BlockSizes,
         sequence_length: int,
+        strides: Sequence[int],
         action_dim: int | None,
         context_dim: int | None,
-        grid: tuple[int, int] | None,
-        token_time_kernel: int,
-        inputs_per_frame: int | None,
-        keypoints: int | None,
-        frame_shape: Sequence[int] | None,
-        strides: Sequence[int],
     ):
         super().__init__()
         for name, value in {"num_latents": num_latents, "sequence_length": sequence_length}.items():
@@ -67,34 +75,23 @@ class FrameReader(nn.Module):
                 raise ValueError(f"{name} must lie in 1 to 8192, got {value}")
         if tokenizer.temporal_downsample:
             raise ValueError("contexts need tokens of every frame: a tokenizer without temporal_downsample")
-        channels = num_latent_channels
+        channels = sizes.channels
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.action_dim = action_dim
-        self.frame_adapter = None
-        if frame_shape is not None:
-            if not inputs_per_frame or keypoints is not None or token_time_kernel != 1:
+        self.frame_adapter, of_tokens = None, inputs.number
+        if inputs.frame_shape is not None:
+            if not inputs.number or inputs.keypoints is not None or inputs.token_time_kernel != 1:
                 raise ValueError(
                     "reading frames needs inputs_per_frame of 1 or more, no keypoints and token_time_kernel=1, got "
-                    f"{inputs_per_frame}, {keypoints} and {token_time_kernel}"
+                    f"{inputs.number}, {inputs.keypoints} and {inputs.token_time_kernel}"
                 )
-            self.frame_adapter = FrameAdapter(frame_shape, channels, inputs_per_frame)
-            inputs_per_frame = 0
+            self.frame_adapter, of_tokens = FrameAdapter(inputs.frame_shape, channels, inputs.number), 0
         self.token_adapter = TokenAdapter(
-            tokenizer.code_dim, channels, grid, token_time_kernel, inputs_per_frame, keypoints
+            tokenizer.code_dim, channels, inputs.grid, inputs.token_time_kernel, of_tokens, inputs.keypoints
         )
         self.action_adapter = ActionAdapter(action_dim, channels) if action_dim else None
-        self.encoder = CausalPerceiverEncoder(
-            num_latents,
-            channels,
-            sequence_length,
-            num_heads,
-            num_heads,
-            num_self_attention_layers,
-            widening_factor,
-            dropout,
-            strides,
-        )
+        self.encoder = CausalPerceiverEncoder(num_latents, num_layers, sizes, sequence_length, strides)
         self.to_context = nn.Identity() if context_dim is None else nn.Linear(channels, context_dim)
         self.context_dim = (context_dim or channels) * len(strides)
 

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from perceiver_obs.frame_reader import FrameReader
+from perceiver_obs.frame_reader import FrameInputs, FrameReader
 from perceiver_obs.generation import GenerationMode, Visible, generate
 from perceiver_obs.modules.adapters import pad_actions
+from perceiver_obs.modules.attention import BlockSizes
 from perceiver_obs.modules.future_decoder import FutureDecoder, ResidualTokenHead
 from perceiver_obs.modules.sampling import GREEDY, Sampling
 from perceiver_obs.tokenizer import VQPTTokenizer
@@ -78,40 +79,30 @@ class PerceiverTokenPredictor(FrameReader):
         frame_shape: Sequence[int] | None = None,
         strides: Sequence[int] = (1,),
     ):
+        sizes = BlockSizes(num_latent_channels, num_cross_attention_heads, widening_factor, dropout)
         super().__init__(
             tokenizer,
+            FrameInputs(grid, token_time_kernel, inputs_per_frame, keypoints, frame_shape),
             num_latents,
-            num_latent_channels,
-            num_cross_attention_heads,
             num_self_attention_layers,
-            widening_factor,
-            dropout,
+            sizes,
             sequence_length,
+            strides,
             action_dim,
             context_dim,
-            grid,
-            token_time_kernel,
-            inputs_per_frame,
-            keypoints,
-            frame_shape,
-            strides,
         )
         self.condition_dim = condition_dim
-        channels = num_latent_channels
         self.future = FutureDecoder(
             self.context_dim,
-            channels,
             tokenizer.code_dim,
             sequence_length,
             condition_dim,
             num_memory_vectors,
-            num_cross_attention_heads,
             num_decoder_layers,
-            widening_factor,
-            dropout,
+            sizes,
         )
         self.head = ResidualTokenHead(
-            channels, tokenizer.num_quantizers, tokenizer.num_codes, tokenizer.quantizer.inner_dim
+            num_latent_channels, tokenizer.num_quantizers, tokenizer.num_codes, tokenizer.quantizer.inner_dim
         )
         self.float()  # as the tokenizer's code vectors are
 

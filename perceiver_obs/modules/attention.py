@@ -1,9 +1,21 @@
 """Pre-norm attention blocks. Shapes: batch axes B, queries N, keys M, channels C."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """What all attention blocks of a model have in common; the hidden layers of MLPs are `widening_factor` as wide."""
+
+    channels: int
+    num_heads: int
+    widening_factor: int
+    dropout: float
 
 
 class TrainingDropout(nn.Dropout):
@@ -16,24 +28,25 @@ class TrainingDropout(nn.Dropout):
 class MLP(nn.Sequential):
     """LayerNorm, widen, GELU, narrow."""
 
-    def __init__(self, channels: int, widening_factor: int, dropout: float):
+    def __init__(self, sizes: BlockSizes):
+        channels, hidden = sizes.channels, sizes.widening_factor * sizes.channels
         super().__init__(
             nn.LayerNorm(channels),
-            nn.Linear(channels, widening_factor * channels),
+            nn.Linear(channels, hidden),
             nn.GELU(),
-            nn.Linear(widening_factor * channels, channels),
-            TrainingDropout(dropout),
+            nn.Linear(hidden, channels),
+            TrainingDropout(sizes.dropout),
         )
 
 
 class Attention(nn.Module):
     """Multi-head attention of queries `[B or 1, N, C]` over keys and values `[B, M, 2C]` made by `to_keys_values`."""
 
-    def __init__(self, channels: int, num_heads: int):
+    def __init__(self, sizes: BlockSizes):
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{channels} channels cannot be split over {num_heads} attention heads")
-        self.num_heads = num_heads
+        channels, self.num_heads = sizes.channels, sizes.num_heads
+        if channels % self.num_heads:
+            raise ValueError(f"{channels} channels cannot be split over {self.num_heads} attention heads")
         self.norm = nn.LayerNorm(channels)
         self.queries = nn.Linear(channels, channels)
         self.to_keys_values = nn.Linear(channels, 2 * channels)
@@ -53,11 +66,11 @@ class Attention(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """Self-attention and MLP, each around a skip: `[B, N, C]` in and out."""
 
-    def __init__(self, channels: int, num_heads: int, widening_factor: int, dropout: float):
+    def __init__(self, sizes: BlockSizes):
         super().__init__()
-        self.attention = Attention(channels, num_heads)
-        self.dropout = TrainingDropout(dropout)
-        self.mlp = MLP(channels, widening_factor, dropout)
+        self.attention = Attention(sizes)
+        self.dropout = TrainingDropout(sizes.dropout)
+        self.mlp = MLP(sizes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         keys_values = self.attention.to_keys_values(self.attention.norm(x))
@@ -68,12 +81,12 @@ class SelfAttentionBlock(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """Cross-attention to a memory `[B, M, C]` and MLP, each around a skip: `[B, N, C]` in and out."""
 
-    def __init__(self, channels: int, num_heads: int, widening_factor: int, dropout: float):
+    def __init__(self, sizes: BlockSizes):
         super().__init__()
-        self.memory_norm = nn.LayerNorm(channels)
-        self.attention = Attention(channels, num_heads)
-        self.dropout = TrainingDropout(dropout)
-        self.mlp = MLP(channels, widening_factor, dropout)
+        self.memory_norm = nn.LayerNorm(sizes.channels)
+        self.attention = Attention(sizes)
+        self.dropout = TrainingDropout(sizes.dropout)
+        self.mlp = MLP(sizes)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
         keys_values = self.attention.to_keys_values(self.memory_norm(memory))

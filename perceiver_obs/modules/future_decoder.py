@@ -4,6 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from perceiver_obs.modules.attention import BlockSizes
 from perceiver_obs.modules.perceiver import PerceiverDecoder
 from perceiver_obs.modules.quantizer import Quantizer
 from perceiver_obs.modules.sampling import Sampling
@@ -19,17 +20,15 @@ class FutureDecoder(nn.Module):
     def __init__(
         self,
         context_dim: int,
-        channels: int,
         code_dim: int,
         max_horizon: int,
         condition_dim: int | None,
         num_memory_vectors: int,
-        num_heads: int,
         num_layers: int,
-        widening_factor: int,
-        dropout: float,
+        sizes: BlockSizes,
     ):
         super().__init__()
+        channels = sizes.channels
         self.num_memory_vectors = num_memory_vectors
         self.expand = nn.Linear(context_dim, num_memory_vectors * channels)
         self.condition = nn.Linear(condition_dim, channels) if condition_dim else None
@@ -37,7 +36,7 @@ class FutureDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(channels) * 0.02)
         self.visible_token = nn.Linear(code_dim, channels)
         self.last_token = nn.Linear(code_dim, channels)
-        self.decoder = PerceiverDecoder(channels, num_heads, num_layers, widening_factor, dropout)
+        self.decoder = PerceiverDecoder(num_layers, sizes)
 
     def forward(
         self,

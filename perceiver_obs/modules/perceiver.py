@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perceiver_obs.modules.attention import MLP, Attention, CrossAttentionBlock, SelfAttentionBlock, TrainingDropout
+from perceiver_obs.modules.attention import (
+    MLP,
+    Attention,
+    BlockSizes,
+    CrossAttentionBlock,
+    SelfAttentionBlock,
+    TrainingDropout,
+)
 from perceiver_obs.modules.timescales import Timescale
 
 Rings = tuple[Tensor, ...]
@@ -25,7 +32,8 @@ class CausalPerceiverEncoder(nn.Module):
     Args:
         num_latents: latents N of the first timescale. Further ones have half as many: they see the frame again only
             to put the past in relation to it, and all together must stay cheap.
-        channels: C.
+        num_layers: self-attention blocks over them.
+        sizes: of the blocks, C channels.
         window: frames W that the latents of each timescale read.
         strides: of the timescales, R of them.
 
@@ -39,37 +47,29 @@ class CausalPerceiverEncoder(nn.Module):
     def __init__(
         self,
         num_latents: int,
-        channels: int,
+        num_layers: int,
+        sizes: BlockSizes,
         window: int,
-        num_cross_attention_heads: int,
-        num_self_attention_heads: int,
-        num_self_attention_layers: int,
-        widening_factor: int,
-        dropout: float,
         strides: Sequence[int] = (1,),
     ):
         super().__init__()
+        channels, num_heads = sizes.channels, sizes.num_heads
         self.timescales = tuple(Timescale(stride, window) for stride in strides)
         # Latents start far apart and their attention selective: what starts alike is slow to become different.
         self.latents = nn.Parameter(torch.randn(num_latents, channels))
-        self.input_mlp = MLP(channels, widening_factor, dropout)
+        self.input_mlp = MLP(sizes)
         self.input_norm = nn.LayerNorm(channels)
-        self.cross_attention = Attention(channels, num_cross_attention_heads)
+        self.cross_attention = Attention(sizes)
         nn.init.normal_(self.cross_attention.queries.weight, std=2 / channels**0.5)
-        self.age_bias = nn.Parameter(_spread_over_ages(num_cross_attention_heads, num_latents, window))
-        self.dropout = TrainingDropout(dropout)
-        self.mlp = MLP(channels, widening_factor, dropout)
-        self.blocks = nn.ModuleList(
-            SelfAttentionBlock(channels, num_self_attention_heads, widening_factor, dropout)
-            for _ in range(num_self_attention_layers)
-        )
+        self.age_bias = nn.Parameter(_spread_over_ages(num_heads, num_latents, window))
+        self.dropout = TrainingDropout(sizes.dropout)
+        self.mlp = MLP(sizes)
+        self.blocks = nn.ModuleList(SelfAttentionBlock(sizes) for _ in range(num_layers))
         self.norm = nn.LayerNorm(channels)
         # Those of the first timescale bear the names that models of one timescale have.
         fewer = max(1, num_latents // 2)
         self.further_latents = nn.ParameterList(torch.randn(fewer, channels) for _ in strides[1:])
-        self.further_biases = nn.ParameterList(
-            _spread_over_ages(num_cross_attention_heads, fewer, window) for _ in strides[1:]
-        )
+        self.further_biases = nn.ParameterList(_spread_over_ages(num_heads, fewer, window) for _ in strides[1:])
         self.counts = [num_latents, *(fewer for _ in strides[1:])]
         timescale = torch.tensor([number for number, count in enumerate(self.counts) for _ in range(count)])
         alike = timescale[:, None] == timescale if len(strides) > 1 else None
@@ -173,15 +173,11 @@ def _spread_over_ages(num_heads: int, num_latents: int, window: int) -> Tensor:
 class PerceiverDecoder(nn.Module):
     """Queries that read a memory and one another, in blocks of cross- and self-attention."""
 
-    def __init__(self, channels: int, num_heads: int, num_layers: int, widening_factor: int, dropout: float):
+    def __init__(self, num_layers: int, sizes: BlockSizes):
         super().__init__()
-        self.cross_blocks = nn.ModuleList(
-            CrossAttentionBlock(channels, num_heads, widening_factor, dropout) for _ in range(num_layers)
-        )
-        self.self_blocks = nn.ModuleList(
-            SelfAttentionBlock(channels, num_heads, widening_factor, dropout) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(channels)
+        self.cross_blocks = nn.ModuleList(CrossAttentionBlock(sizes) for _ in range(num_layers))
+        self.self_blocks = nn.ModuleList(SelfAttentionBlock(sizes) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(sizes.channels)
 
     def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
         """`[X, P, C]` for queries `[X, P, C]` over memory `[X, M, C]`; the bool mask `[X, M]` is True where known."""

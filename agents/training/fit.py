@@ -51,11 +51,11 @@ def fit(settings: FitSettings) -> Path:
         find_pretrained(settings.begin_with)  # named before any work
     data = [*map(str, settings.data)] or [str(_collected(settings, plan))]
     model = settings.out / "model"
-    longest = _longest_clip(data)
+    to_train, held_out = _longest_clips(data)
     predictor = TrainPredictorSettings(
         data=tuple(data),
         out=str(model),
-        clip_length=min(TrainPredictorSettings.clip_length, longest),
+        clip_length=min(TrainPredictorSettings.clip_length, to_train, held_out),
         seed=settings.seed,
     )
     share = PREDICTOR
@@ -66,7 +66,7 @@ def fit(settings: FitSettings) -> Path:
         tokenizer = TrainTokenizerSettings(
             data=tuple(data),
             out=str(settings.out / "tokenizer"),
-            motion_weight=TrainTokenizerSettings.motion_weight if longest >= CLIP_LENGTH else 0.0,
+            motion_weight=TrainTokenizerSettings.motion_weight if to_train >= CLIP_LENGTH else 0.0,
             seed=settings.seed,
         )
         _train(train_tokenizer, tokenizer, "tokenizer", TOKENIZER * settings.minutes, plan)
@@ -85,11 +85,12 @@ def fit(settings: FitSettings) -> Path:
     return model
 
 
-def _longest_clip(data: Sequence[str]) -> int:
-    """Frames of the longest clip that there is of every dataset, both to train on and held out."""
+def _longest_clips(data: Sequence[str]) -> tuple[int, int]:
+    """Frames of the longest clip that every dataset has to train on, and of the longest that is held out of each."""
     datasets, _ = open_datasets(data)
-    parts = [(each, part) for each in datasets for part in split_episodes(each, RunSettings.held_out_fraction)]
-    return min(max(dataset.lengths[position] for position in part) for dataset, part in parts)
+    splits = [(each.lengths, split_episodes(each, RunSettings.held_out_fraction)) for each in datasets]
+    training, held_out = (min(max(lengths[i] for i in parts[side]) for lengths, parts in splits) for side in (0, 1))
+    return training, held_out
 
 
 def policy_command(settings: FitSettings, model: Path) -> str:

@@ -37,6 +37,7 @@ from perceiver_obs.frame_contract import warn_of_unfamiliar_frames
 from perceiver_obs.hub import find_pretrained
 from perceiver_obs.reporting.sections import save_section
 
+LEAST_TESTED = 200  # frames of a set; with fewer a note is given
 MIN_RELATIVE_DEVIATION = 0.1  # of the deviation in exploration; below, R² says little of what a policy needs
 
 
@@ -180,10 +181,16 @@ def _describe(task: ProbeTask) -> dict[str, Any]:
 
 
 def _notes(settings: ProbeSettings, tasks: Sequence[ProbeTask]) -> list[str]:
-    """Which on-policy episodes are not new to the model, as far as its record says."""
+    """Which sets are too small to judge by, and which on-policy episodes are not new to the model, by its record."""
+    small = [
+        f"{task.name}, {each.name}: tested on {frames} frames alone, too few to judge by; collect more episodes."
+        for task in tasks
+        for each in task.sets
+        if (frames := sum(each.test.lengths)) < LEAST_TESTED
+    ]
     record = read_data_record(find_pretrained(settings.model)) or []
     seen = {entry["fingerprint"] for entry in record}
-    return [
+    return small + [
         f"The model was trained on {dataset.path}: its figures on-policy are not those of new episodes."
         for task in tasks
         for each in task.sets

@@ -128,13 +128,14 @@ def probe_section(
 def verdict(results: Sequence[ProbeResult]) -> str:
     """One sentence: whether contexts beat the baselines in exploration, in what and by how much; "" without them.
 
-    By the last regression, and by means over all tasks.
+    By the last regression, and by means over all tasks. A baseline worse than the best constant counts as that.
     """
     episodes, regression = results[0].episodes, results[-1].regression
     said, lost = [], []
     for kind, prefix in kinds(results).items():
         means = {f: mean_r2_of_tasks(results, episodes, f, regression, prefix) for f in ("context", *BASELINES)}
         context = means.pop("context")
+        means = {name: np.maximum(value, 0) for name, value in means.items()}
         if np.isnan([context, *means.values()]).any():  # not probed, or it does not vary
             continue
         margins = (f"{context - value:+.2f} to {name}" for name, value in means.items())

@@ -277,6 +277,7 @@ def test_any_pattern_of_chunks_rows_and_resets(data):
         (dict(video_shape=(3, 64, 64)), "video_shape"),
         (dict(video_shape=(0, 3, 64, 64)), "video_shape"),
         (dict(timescales=("quick",)), "'quick'"),
+        (dict(timescales=("slow", "fast", "slow")), "'slow' twice"),
         (dict(num_latent_channels=30), "30 channels"),
     ],
 )

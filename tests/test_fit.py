@@ -49,7 +49,7 @@ def test_the_wrapping_line_names_what_differs_from_the_defaults(tmp_path):
     assert line == f'env = PerceiverContextWrapper(make_dmc("cartpole-swingup", render_quality=\'fast\'), "{tmp_path}")'
 
 
-def test_short_episodes_without_a_state_make_a_model_that_is_judged_by_the_reward(tmp_path, capsys, no_pictures):
+def test_short_episodes_without_a_state_make_a_model_that_is_judged_by_the_reward(tmp_path, capsys):
     data = tmp_path / "data"
     world = "--env tiny_worlds:TinyWorld-v0 --env-kwargs shows=grey --size 32"  # of seven frames
     assert main(f"collect {world} --out {data} --episodes 6 --workers 1".split()) == 0

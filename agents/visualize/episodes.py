@@ -55,9 +55,7 @@ def make_seen_env(
     """
     _, channels, height, width = model.video_shape
     if channels != 3 or height != width:
-        raise ValueError(
-            f"environments show square RGB frames, {settings.model} reads {(channels, height, width)}"
-        )
+        raise ValueError(f"environments show square RGB frames, {settings.model} reads {(channels, height, width)}")
     names = SETTINGS if settings.env is None else OF_ANY
     sources = [{name: each.get(name) for name in names} for each in (*known, _of_model(model, settings))]
     chosen: dict[str, Any] = {}

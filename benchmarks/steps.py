@@ -120,7 +120,7 @@ class RecordedFrames(VecEnv):
         setattr(self, attr_name, value)
 
     def env_method(self, method_name, *args, indices=None, **kwargs):
-        return []
+        raise NotImplementedError  # no Gymnasium environments are inside
 
     def env_is_wrapped(self, wrapper_class, indices=None):
         return [False] * self.num_envs

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from envs.dmc.environment import DmcEnv, RenderQuality
-from envs.frame_observation import Fit, FrameObservation, make_env
+from envs.frame_observation import FrameObservation, make_env
+from envs.pictures import Fit
 
 _OF_DMC = ("camera", "render_quality")
 _OF_ANY = ("env_kwargs", "frames_from", "fit", "info_keys")

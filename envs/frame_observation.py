@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, SupportsFloat, get_args
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from PIL import Image
 
 from envs.dmc.gl import choose_backend
+from envs.pictures import (
+    AUTO,
+    FITS,
+    OBSERVATION,
+    RENDER,
+    Fit,
+    channels_last,
+    find_frames,
+    frame_paths,
+    is_picture,
+    space_entries,
+    square_frame,
+)
 from perceiver_obs.actions import ActionEncoding, executed_actions
 from perceiver_obs.data.describe import describe_foreign
-from perceiver_obs.frame_contract import check_pixel_range
 from perceiver_obs.settings import whole_number
 
-Fit = Literal["letterbox", "crop"]
-FITS = get_args(Fit)
-AUTO, OBSERVATION, RENDER = "auto", "observation", "render"
-LEAST_SIDE = 16  # pixels; smaller images, such as MiniGrid's 7 x 7, are symbols rather than pictures
 DEFAULT_FPS = 30.0  # of environments that do not say how fast they run
 
 
@@ -57,7 +64,7 @@ def make_env(
         os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     try:
         env = gymnasium.make(env_id, **arguments)
-        if frames_from == RENDER or (frames_from == AUTO and not _frame_paths(env.observation_space)):
+        if frames_from == RENDER or (frames_from == AUTO and not frame_paths(env.observation_space)):
             env.close()
             env = gymnasium.make(env_id, **{"render_mode": "rgb_array", **arguments})
         return FrameObservation(
@@ -171,19 +178,19 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             raise ValueError(f"fit must be one of {FITS}, got {fit!r}")
         self._fit = fit
         space = env.observation_space
-        self._path = _find_frames(env, frames_from)
-        entries = dict(_entries(space))
+        self._path = find_frames(env, frames_from)
+        entries = dict(space_entries(space))
         self._info_keys = tuple(info_keys)
         if self._path is None or info_keys:
             first = self._numbers(env.reset()[1])
         if self._path is None:
             height, width, _ = self._rendered().shape
         else:
-            height, width, _ = _hwc(entries[self._path].shape or ()) or (0, 0, 0)
+            height, width, _ = channels_last(entries[self._path].shape or ()) or (0, 0, 0)
         self._state_entries = {
             path: entry
             for path, entry in entries.items()
-            if not _is_picture(entry)
+            if not is_picture(entry)
             and isinstance(entry, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
         }
         self.state_names = tuple(
@@ -254,7 +261,7 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
         frame = np.asarray(observation)
         if frame.ndim == 2:
             frame = frame[:, :, None]
-        elif frame.shape != _hwc(frame.shape):
+        elif frame.shape != channels_last(frame.shape):
             frame = frame.transpose(1, 2, 0)
         return np.broadcast_to(frame, (*frame.shape[:2], 3))
 
@@ -287,84 +294,3 @@ class FrameObservation(gymnasium.Wrapper, RecordConstructorArgs):
             if not np.issubdtype(np.asarray(info[key]).dtype, np.number):
                 raise ValueError(f"info_keys names {key!r}, which is no number and no array of them: {info[key]!r:.80}")
         return {key: np.asarray(info[key], np.float32).reshape(-1) for key in self._info_keys}
-
-
-def square_frame(frame: np.ndarray, size: int, fit: Fit) -> np.ndarray:
-    """A frame uint8 `[H, W, 3]` as a fresh `[size, size, 3]`: with black bars ("letterbox"), or its middle ("crop")."""
-    height, width = frame.shape[:2]
-    if fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        frame = frame[top : top + side, left : left + side]
-        height = width = side
-    longest = max(height, width)
-    inner = max(1, round(height * size / longest)), max(1, round(width * size / longest))
-    if inner != (height, width):
-        method = Image.Resampling.BOX if longest > size else Image.Resampling.BILINEAR
-        picture = Image.fromarray(np.ascontiguousarray(frame)).resize(inner[::-1], method)
-        frame = np.asarray(picture)
-    if inner == (size, size):
-        return np.array(frame, order="C")
-    whole = np.zeros((size, size, 3), np.uint8)
-    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    whole[top : top + inner[0], left : left + inner[1]] = frame
-    return whole
-
-
-def _find_frames(env: gymnasium.Env, frames_from: str) -> tuple[str, ...] | None:
-    """The keys to the frame in an observation, none of them where it is the observation; None where it is rendered."""
-    space = env.observation_space
-    if frames_from == AUTO:
-        found = _frame_paths(space)
-        if len(found) > 1:
-            keys = ", ".join("/".join(path) for path in found)
-            raise ValueError(f"{env} shows several images ({keys}): choose one by frames_from, or 'render'")
-        frames_from = "/".join(found[0]) or OBSERVATION if found else RENDER
-    if frames_from == RENDER:
-        if env.render_mode != "rgb_array":
-            raise ValueError(
-                f"{env} shows no frames: its observation is {space}, and it cannot be rendered "
-                f'(render_mode is {env.render_mode!r}, "rgb_array" is needed)'
-            )
-        return None
-    entries = dict(_entries(space))
-    path = () if () in entries and frames_from == OBSERVATION else tuple(frames_from.split("/"))
-    if path not in entries:
-        known = ", ".join("/".join(each) or OBSERVATION for each in entries)
-        raise ValueError(f"frames_from={frames_from!r} is not in the observation, which has {known}; or 'render'")
-    entry = entries[path]
-    if not isinstance(entry, spaces.Box) or entry.dtype != np.uint8 or not _hwc(entry.shape):
-        raise ValueError(
-            f"frames_from={frames_from!r} should be uint8 frames [H, W, 3], [H, W, 1], [H, W] or [3, H, W], got {entry}"
-        )
-    check_pixel_range(entry, frames_from)
-    return path
-
-
-def _frame_paths(space: spaces.Space) -> list[tuple[str, ...]]:
-    return [path for path, entry in _entries(space) if _is_picture(entry)]
-
-
-def _is_picture(space: spaces.Space) -> bool:
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return False
-    shape = _hwc(space.shape or ())
-    return shape is not None and min(shape[:2]) >= LEAST_SIDE
-
-
-def _entries(space: spaces.Space, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
-    """Paths and spaces of all entries that are no `Dict` themselves."""
-    if not isinstance(space, spaces.Dict):
-        yield above, space
-        return
-    for key, entry in space.spaces.items():
-        yield from _entries(entry, (*above, key))
-
-
-def _hwc(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """`(H, W, C)` of frames of this shape, None where they are none."""
-    if len(shape) == 2:
-        return (*shape, 1)
-    if len(shape) == 3 and shape[2] in (1, 3):
-        return shape
-    return (*shape[1:], shape[0]) if len(shape) == 3 and shape[0] in (1, 3) else None

@@ -24,7 +24,8 @@ from envs import (
 )
 from envs.collection.named_policies import make_policy
 from envs.collection.policies import PolicyContext
-from envs.frame_observation import parse_kwargs, square_frame
+from envs.frame_observation import parse_kwargs
+from envs.pictures import square_frame
 from perceiver_obs import ActionEncoding
 
 WORLD = "tiny_worlds:TinyWorld-v0"

@@ -8,14 +8,8 @@ from tiny_models import tiny_model
 
 from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
 from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import (
-    ClipSampling,
-    LossWeights,
-    PredictorObjective,
-    Starts,
-    TokenClips,
-    random_visible,
-)
+from perceiver_obs.objectives.predictor import PredictorObjective
+from perceiver_obs.objectives.sampling import ClipSampling, LossWeights, Starts, TokenClips, random_visible
 
 EVERY = LossWeights(
     1.0,

@@ -11,7 +11,7 @@ from tiny_worlds import PICTURE
 from agents.cli import main
 from agents.visualize.episodes import make_watched_env
 from agents.visualize.settings import WatchSettings
-from envs.frame_observation import square_frame
+from envs.pictures import square_frame
 from perceiver_obs import CausalPerceiverIO
 
 WORLD = "tiny_worlds:TinyWorld-v0"

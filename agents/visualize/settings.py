@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from envs.dmc.environment import RenderQuality
-from envs.frame_observation import Fit
+from envs.pictures import Fit
 
 
 @dataclass

@@ -11,7 +11,8 @@ from perceiver_obs.data.clips import ClipPlace, RolloutClips
 from perceiver_obs.modules.adapters import pad_actions
 from perceiver_obs.objectives.latent import LatentObjective, LatentTargets
 from perceiver_obs.objectives.perceptual import PerceptualDistance
-from perceiver_obs.objectives.predictor import ClipSampling, LossWeights, PredictorObjective
+from perceiver_obs.objectives.predictor import PredictorObjective
+from perceiver_obs.objectives.sampling import ClipSampling, LossWeights
 from perceiver_obs.objectives.states import StateTargets
 from perceiver_obs.training.settings import TrainPredictorSettings
 

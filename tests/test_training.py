@@ -64,6 +64,27 @@ def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):
     assert report.count("data:image/png;base64,") == 3
 
 
+def test_a_tokenizer_begins_with_another_or_with_a_model_s(tiny_data, tmp_path):
+    first = train_tokenizer(tokenizer_settings(tiny_data, tmp_path / "first", steps=4))
+    model = CausalPerceiverIO.from_tokenizer(first, (4, *first.check(torch.zeros(1, 1, 3, 64, 64)).shape[2:]))
+    model.save_pretrained(tmp_path / "model")
+    for begin_with in ("first", "model"):
+        settings = tokenizer_settings(
+            tiny_data,
+            tmp_path / f"{begin_with}-on",
+            steps=1,
+            learning_rate=1e-12,
+            begin_with=str(tmp_path / begin_with),
+        )
+        trained = train_tokenizer(settings)
+        torch.testing.assert_close(dict(trained.named_parameters()), dict(first.named_parameters()))
+    with pytest.raises(ValueError, match="num_codes was 16, is 32"):
+        train_tokenizer(replace(settings, out=str(tmp_path / "other"), num_codes=32))
+    assert {entry["fingerprint"] for entry in read_data_record(tmp_path / "first-on")} == {
+        entry["fingerprint"] for entry in read_data_record(tmp_path / "first")
+    }
+
+
 def test_predictor_learns_and_its_contexts_are_standardised(tiny_data, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("perceiver_obs.training.train_predictor.STATISTICS_BATCHES", 16)
     settings = predictor_settings(

@@ -67,6 +67,9 @@ class TrainTokenizerSettings(RunSettings):
 
     out: str = resumable("runs/tokenizer")
     """Directory of the run. Running again with the same settings goes on from its last checkpoint."""
+    begin_with: str | None = None
+    """Go on from the weights of this tokenizer, or of this model's (bundled name, directory or "hf://owner/name"), on
+    frames of another kind. The sizes below must be its own."""
     batch_size: int = 16
     """Clips per step and per process (two GPUs see twice as many)."""
     learning_rate: float = 1.5e-3

@@ -14,7 +14,7 @@ from perceiver_obs.data.clips import ClipPlace, RolloutClips
 from perceiver_obs.data.data_record import read_data_record, write_data_record
 from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
 from perceiver_obs.frame_contract import FrameContract
-from perceiver_obs.hub import find_pretrained, saved_class
+from perceiver_obs.hub import find_pretrained
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.objectives.predictor import PredictorObjective
 from perceiver_obs.objectives.saved_heads import save_heads, take_up_heads
@@ -27,6 +27,7 @@ from perceiver_obs.training.objective import clip_batch, make_objective, trainin
 from perceiver_obs.training.predictor_evaluation import PredictorEvaluation
 from perceiver_obs.training.settings import TrainPredictorSettings
 from perceiver_obs.training.token_cache import TokenCache
+from perceiver_obs.training.train_tokenizer import load_tokenizer
 
 HELD_OUT_BATCHES = 4
 STATISTICS_BATCHES, STATISTICS_CLIPS, STATISTICS_LENGTH = 16, 4, 64
@@ -69,13 +70,6 @@ def _take_weights(model: CausalPerceiverIO, begun: CausalPerceiverIO) -> None:
     model.load_state_dict(begun.state_dict())
 
 
-def _tokenizer(name: str) -> VQPTTokenizer:
-    """A tokenizer, or that of a whole model."""
-    if saved_class(name) == CausalPerceiverIO.__name__:
-        return CausalPerceiverIO.from_pretrained(name).tokenizer
-    return VQPTTokenizer.from_pretrained(name)
-
-
 class PredictorStage(Stage):
     """Clips of cached tokens, or of frames, in; tokens of later frames out."""
 
@@ -89,7 +83,7 @@ class PredictorStage(Stage):
         self.held_out = RolloutClips(datasets, [held_out for _, held_out in splits], settings.clip_length, weights)
         tasks, self.groups = task_groups(datasets)
         begun = None if settings.begin_with is None else CausalPerceiverIO.from_pretrained(settings.begin_with)
-        tokenizer = _tokenizer(settings.tokenizer) if begun is None else begun.tokenizer
+        tokenizer = load_tokenizer(settings.tokenizer) if begun is None else begun.tokenizer
         self.made_from = find_pretrained(settings.begin_with or settings.tokenizer)
         contract = joint_contract(datasets)
         self.inputs = {"data": str(contract.data_fingerprint), "tokenizer": state_digest(tokenizer)}

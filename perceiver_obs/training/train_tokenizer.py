@@ -6,18 +6,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perceiver_obs.causal_perceiver import CausalPerceiverIO
 from perceiver_obs.data.clips import RolloutClips
-from perceiver_obs.data.data_record import write_data_record
+from perceiver_obs.data.data_record import read_data_record, write_data_record
 from perceiver_obs.data.splits import joint_contract, open_datasets, split_episodes, task_groups
+from perceiver_obs.hub import find_pretrained, saved_class
 from perceiver_obs.isolation import isolated, seed_generators
 from perceiver_obs.objectives.motion import CLIP_LENGTH, FRAMES_SEEN, MotionObjective
 from perceiver_obs.reporting.sections import save_section
+from perceiver_obs.settings import setting_changes
 from perceiver_obs.tokenizer import VQPTTokenizer
-from perceiver_obs.training.checkpoint import RunDirectory
+from perceiver_obs.training.checkpoint import RunDirectory, state_digest
 from perceiver_obs.training.loop import Evaluation, Stage, make_accelerator, train
 from perceiver_obs.training.quality import used_share
 from perceiver_obs.training.settings import TrainTokenizerSettings
 from perceiver_obs.training.tokenizer_evaluation import HeldOutReconstruction, reconstruct_held_out, tokenizer_section
+
+TRAINING_ONLY = ("commitment_weight", "diversity_weight")  # arguments of a tokenizer that its shape does not depend on
 
 
 def train_tokenizer(settings: TrainTokenizerSettings) -> VQPTTokenizer:
@@ -36,12 +41,20 @@ def _train(settings: TrainTokenizerSettings) -> VQPTTokenizer:
     outcome = train(stage, settings, run, accelerator)
     if accelerator.is_main_process and not (outcome.was_complete and run.report.exists()):
         stage.tokenizer.save_pretrained(run.path)
-        write_data_record(run.path, stage.clips.datasets)
+        begun_on = None if settings.begin_with is None else read_data_record(find_pretrained(settings.begin_with))
+        write_data_record(run.path, stage.clips.datasets, begun_on or ())
         held_out = stage.reconstruct_held_out(accelerator.device)
         save_section(run.path, tokenizer_section(run, outcome, stage.tokenizer, held_out))
     accelerator.print(f"tokenizer: {outcome.describe()} in {run.path}; report: {run.report}")
     accelerator.wait_for_everyone()
     return VQPTTokenizer.from_pretrained(run.path)
+
+
+def load_tokenizer(name: str) -> VQPTTokenizer:
+    """A tokenizer, or that of a whole model: bundled name, directory or "hf://owner/name"."""
+    if saved_class(name) == CausalPerceiverIO.__name__:
+        return CausalPerceiverIO.from_pretrained(name).tokenizer
+    return VQPTTokenizer.from_pretrained(name)
 
 
 class TokenizerObjective(nn.Module):
@@ -103,6 +116,12 @@ class TokenizerStage(Stage):
             quantizer=settings.quantizer,
             stem_stride=settings.stem_stride,
         )
+        if settings.begin_with is not None:
+            begun = load_tokenizer(settings.begin_with)
+            if differences := setting_changes(begun.config(), self.tokenizer.config(), TRAINING_ONLY):
+                raise ValueError(f"begin_with needs settings of that tokenizer's shape: {differences}")
+            self.inputs["begin_with"] = state_digest(begun)
+            self.tokenizer.load_state_dict(begun.state_dict())
         motion = None
         if settings.motion_weight:
             try:

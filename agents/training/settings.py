@@ -141,7 +141,8 @@ class FitSettings(EnvSettings):
     data: tuple[Path, ...] = ()
     """Directories of recordings to train on in place of collecting."""
     begin_with: str | None = None
-    """Model to go on from, with its tokenizer (bundled name, directory or "hf://owner/name"). None begins anew."""
+    """Model to go on from, with its tokenizer as it is (bundled name, directory or "hf://owner/name"). None: a new
+    Perceiver, and a tokenizer that goes on from that of dmc-small."""
     seed: int = 0
     """Seed of episodes, weights and every random choice."""
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +45,19 @@ def test_two_processes_end_alike_and_go_on_alike_when_stopped(tiny_data, tmp_pat
     CausalPerceiverIO.from_pretrained(tmp_path / "predictor")
     encoded = list((tmp_path / "predictor" / "token_cache").rglob("*.tokens.npy"))
     assert len(encoded) == len(RolloutDataset(tiny_data))
+
+
+@pytest.mark.slow
+def test_torchrun_takes_the_same_command(tiny_data, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = (
+        f"-m agents.cli train-tokenizer --data {tiny_data} --out {tmp_path}/run --steps 2 --batch-size 2 "
+        "--evaluation-clips 4 --base-channels 4 --code-dim 8 --num-codes 16 --device cpu"
+    )
+    done = subprocess.run([*torchrun, *command.split()], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("tokenizer: 2 in") == 1
+    assert VQPTTokenizer.from_pretrained(tmp_path / "run").num_codes == 16
 
 
 def test_tokenizer_learns_to_reconstruct(tiny_data, tmp_path):

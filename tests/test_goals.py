@@ -94,5 +94,5 @@ def test_the_report_and_the_command_take_the_goal(two_ways, tmp_path):
 
 def test_a_model_without_goals_says_so(tmp_path):
     settings = GenerateSettings(model="dmc-small", out=str(tmp_path), goal=True, num_frames=2, device="cpu")
-    with pytest.raises(ValueError, match="condition_dim=None"):
+    with pytest.raises(ValueError, match="goal needs a model trained with --condition goal; dmc-small was"):
         generate(settings)

@@ -32,6 +32,8 @@ def generate(settings: GenerateSettings) -> NDArray[np.uint8]:
     """
     device = choose_device(settings.device)
     model = CausalPerceiverIO.from_pretrained(settings.model).to(device)
+    if settings.goal and model.predictor.condition_dim != model.context_dim:
+        raise ValueError(f"goal needs a model trained with --condition goal; {settings.model} was trained without")
     length = settings.num_context_frames + settings.num_frames
     episode = _episode(settings, model, settings.start + length)
     if settings.start + length > len(episode.pixels):

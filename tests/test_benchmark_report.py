@@ -13,7 +13,7 @@ from agents.benchmark.report import page_text
 from agents.benchmark.results import Results, RunResult
 from agents.benchmark.suite import METHODS, TASKS, Protocol
 from agents.benchmark.tables import aggregate_table, frames_table, returns_table
-from perceiver_obs.reporting.plots import return_curves
+from perceiver_obs.reporting.plots import COLORS, return_curves
 
 pytestmark = pytest.mark.usefixtures("pictures")
 OFFLINE = {"control_steps": 4000, "rendered": 1010, "policies": ["random"]}
@@ -119,3 +119,7 @@ def test_curves_take_seeds_that_were_evaluated_at_other_steps():
     png = return_curves(panels, {TASKS[0]: 759.0}, "reference")
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.width > picture.height
+
+
+def test_every_method_has_a_colour_of_its_own():
+    assert len(set(COLORS)) >= len(METHODS)

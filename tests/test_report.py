@@ -285,3 +285,12 @@ def test_charts_take_gaps_and_empty_lines():
     size_of(plots.curves({"loss": {"training": ([1, 2], [3.0, 0.1]), "held out": ([], [])}}))
     size_of(plots.code_usage(np.array([[5, 0, 1], [1, 1, 1]])))
     size_of(plots.learning_curve({"policy": [{"frames": 0, "mean_return": 1.0}, {"frames": 9, "mean_return": 2.0}]}))
+
+
+def test_as_many_lines_and_bars_are_drawn_as_there_are(monkeypatch):
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    names = [f"line {number}" for number in range(len(plots.COLORS) + 2)]
+    lines = plots.curves({"loss": {name: ([1, 2], [3.0, 1.0]) for name in names}}).axes[0].lines
+    assert [line.get_label() for line in lines] == names
+    bars = plots.bars({"all": dict.fromkeys(names, 0.5)}, "share").axes[0].containers
+    assert [bar.get_label() for bar in bars] == names

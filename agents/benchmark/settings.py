@@ -22,9 +22,9 @@ class BenchmarkSettings(Protocol):
     """Tasks of the suite to run."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods to run: "context" (the frozen model), "adapted" (the model, learning on from what the policy sees),
-    "privileged" (the frozen model that was trained on states too), "state" (the true state), "pixels" (a CNN on three
-    stacked frames), "pca" (principal components of three stacked frames) and "random" (a network with random weights).
-    """
+    "state" (the true state), "pixels" (a CNN on three stacked frames), "pca" (principal components of three stacked
+    frames), "random" (a network with random weights) and "privileged" (the frozen model that was trained on states
+    too)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds to run. The first comes first on all tasks and methods."""
     model: str = "dmc-small"

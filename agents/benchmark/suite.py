@@ -53,11 +53,11 @@ class Method:
 METHODS = {
     "context": Method("context, frozen", "context", "context"),
     "adapted": Method("context, adapted", "context", "context", adapts=True),
-    "privileged": Method("context, trained on states", "context", "privileged"),
     "state": Method("true state", "state"),
     "pixels": Method("pixels, CNN", "pixels"),
     "pca": Method("PCA of 3 frames", "pca", "pca"),
     "random": Method("context, random weights", "context", "random"),
+    "privileged": Method("context, trained on states", "context", "privileged"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ Frames = NDArray[np.uint8]
 Curve = tuple[Sequence[float], Sequence[float]]
 DOTS_PER_INCH = 110
 CELL_PIXELS, CELL_GAP, TABLE_PIXELS = 96, 4, 1200
-COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
+COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#24292f")
 
 
 def reconstructions(originals: Frames, decoded: Frames) -> bytes:
@@ -113,7 +114,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (title, lines) in zip(axes.flat, panels.items()):
-        for color, (name, (steps, values)) in zip(COLORS, lines.items()):
+        for color, (name, (steps, values)) in zip(cycle(COLORS), lines.items()):
             marker = "o" if len(steps) <= 20 else None
             axis.plot(steps, values, label=name, color=color, linewidth=1.3, marker=marker, markersize=3)
         positive = [v for _, values in lines.values() for v in values if v > 0]
@@ -135,7 +136,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], ylabel: str) -> bytes:
     width = 0.8 / len(names)
     figure, axes = _figure(max(4.5, 1.0 + 0.62 * len(groups) * len(names)), 3.0, 1, 1)
     axis = axes[0, 0]
-    for place, (name, color) in enumerate(zip(names, COLORS)):
+    for place, (name, color) in enumerate(zip(names, cycle(COLORS))):
         values = np.array([group.get(name, np.nan) for group in groups.values()])
         x = np.arange(len(groups)) + (place - (len(names) - 1) / 2) * width
         drawn = axis.bar(x, np.maximum(values, 0), width * 0.92, color=color, label=name)

@@ -7,7 +7,6 @@ from pathlib import Path
 from agents.benchmark.results import Results, RunResult
 from agents.benchmark.suite import METHODS
 from agents.benchmark.tables import (
-    NOTHING,
     Runs,
     frames_table,
     markdown_table,
@@ -82,7 +81,7 @@ def _at(runs: Runs, method: str, seconds: float) -> list[float]:
 
 
 def _found(runs: Runs) -> str:
-    """One sentence: the frozen contexts, or what there is of contexts, beside all others in equal time."""
+    """One sentence: what each method came to in equal time."""
     names, seconds = present(runs), _equal_time(runs)
     means = {name: sum(values) / len(values) for name in names if (values := _at(runs, name, seconds))}
     said = "; ".join(f"{METHODS[name].label} {value:{STYLE}}" for name, value in means.items())
@@ -98,6 +97,6 @@ def _returns_table(runs: Runs) -> str:
         of_method = select(runs, name)
         minutes = sum(run.seconds for run in of_method) / len(of_method) / 60
         at_end = over_seeds([run.final_return for run in of_method], STYLE)
-        in_time = over_seeds(_at(runs, name, seconds), STYLE) if _at(runs, name, seconds) else NOTHING
+        in_time = over_seeds(_at(runs, name, seconds), STYLE)
         rows.append([METHODS[name].label, at_end, in_time, f"{minutes:.1f}"])
     return markdown_table(rows)
